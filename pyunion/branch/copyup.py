@@ -1,0 +1,169 @@
+"""Building a faithful copy of a lower object in the work directory, from where one rename puts it into upper.
+
+Owns what a copy consists of: data (shared, or copied with its holes), owner, mode, xattrs, times. Nothing here
+decides when or where to copy; stage_file is made to run in a worker thread and touches no shared state.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ENODATA, ENOSYS, ENOTSUP, ENXIO, EOPNOTSUPP, EPERM, EXDEV
+from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IMODE
+
+from pyunion.branch import objects, syscalls
+from pyunion.union import marks
+
+_CHUNK = 1 << 30
+_BUFFER = 1 << 20
+_CANNOT_SHARE = (EXDEV, EINVAL, ENOSYS, EOPNOTSUPP, ENOTSUP, EPERM)
+_STAGE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def stage_file(
+    work_fd: int, name: bytes, src_fd: int, st: os.stat_result, size: int, prefix: bytes | None, sync: bool
+) -> None:
+    """Make `name` in the work directory a copy of the open regular file, with its first `size` bytes only.
+
+    With `sync` the data are on disk before this returns, so that a rename can never put a short file in place.
+    On failure nothing is left behind. Raises OSError.
+    """
+    fd = os.open(name, _STAGE, 0o600, dir_fd=work_fd)
+    try:
+        if size:
+            copy_data(src_fd, fd, size)
+        _dress_file(fd, src_fd, st, prefix)
+        if sync and size:
+            os.fsync(fd)
+    except BaseException:
+        os.unlink(name, dir_fd=work_fd)
+        raise
+    finally:
+        os.close(fd)
+
+
+def stage_metadata(work_fd: int, name: bytes, src_fd: int, st: os.stat_result, prefix: bytes) -> None:
+    """Make `name` in the work directory a metadata-only copy: all holes, its data still in the layer below."""
+    fd = os.open(name, _STAGE, 0o600, dir_fd=work_fd)
+    try:
+        os.ftruncate(fd, st.st_size)
+        os.setxattr(fd, prefix + marks.METACOPY, b"")
+        _dress_file(fd, src_fd, st, prefix)
+    except BaseException:
+        os.unlink(name, dir_fd=work_fd)
+        raise
+    finally:
+        os.close(fd)
+
+
+def stage_other(
+    work_fd: int, name: bytes, src_fd: int, src_name: bytes, st: os.stat_result, prefix: bytes | None
+) -> None:
+    """Make `name` in the work directory a copy of a directory (without its entries), symlink, device, fifo or
+    socket. Special files are never opened. On failure nothing is left behind."""
+    form = S_IFMT(st.st_mode)
+    if form == S_IFDIR:
+        os.mkdir(name, 0o700, dir_fd=work_fd)
+    elif form == S_IFLNK:
+        os.symlink(objects.readlink(src_fd, src_name), name, dir_fd=work_fd)
+    else:
+        os.mknod(name, form | 0o600, st.st_rdev, dir_fd=work_fd)
+    try:
+        os.chown(name, st.st_uid, st.st_gid, dir_fd=work_fd, follow_symlinks=False)
+        if form != S_IFLNK:
+            syscalls.chmod_nofollow(work_fd, name, S_IMODE(st.st_mode))
+        for key in objects.list_xattr(src_fd, src_name):
+            if not (prefix and marks.is_mark(key, prefix)):
+                _copy_xattr(
+                    objects.path(src_fd, src_name), objects.path(work_fd, name), key, follow_source=not src_name
+                )
+        objects.utime(work_fd, name, st.st_atime_ns, st.st_mtime_ns)
+    except BaseException:
+        if form == S_IFDIR:
+            os.rmdir(name, dir_fd=work_fd)
+        else:
+            os.unlink(name, dir_fd=work_fd)
+        raise
+
+
+def _dress_file(fd: int, src_fd: int, st: os.stat_result, prefix: bytes | None) -> None:
+    """Owner before mode, as chown clears setuid; xattrs after both, as file capabilities go with a chown;
+    times last."""
+    os.fchown(fd, st.st_uid, st.st_gid)
+    os.fchmod(fd, S_IMODE(st.st_mode))
+    try:
+        keys = os.listxattr(src_fd)
+    except OSError as error:
+        if error.errno != ENOTSUP:
+            raise
+        keys = []
+    for text in keys:
+        key = os.fsencode(text)
+        if not (prefix and marks.is_mark(key, prefix)):
+            _copy_xattr(src_fd, fd, key)
+    os.utime(fd, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+def _copy_xattr(src: int | bytes, dst: int | bytes, key: bytes, follow_source: bool = False) -> None:
+    """Only what protects a file (ACLs, security.*) must come along to a file system that has no such xattrs."""
+    nofollow = {"follow_symlinks": False} if isinstance(dst, bytes) else {}
+    source = {"follow_symlinks": follow_source} if isinstance(src, bytes) else {}
+    try:
+        os.setxattr(dst, key, os.getxattr(src, key, **source), **nofollow)
+    except OSError as error:
+        if error.errno == ENODATA:
+            return
+        if error.errno != ENOTSUP or key.startswith((b"system.posix_acl", b"security.")):
+            raise
+
+
+def copy_data(src_fd: int, dst_fd: int, size: int) -> None:
+    """Copy the first `size` bytes into an empty file: shared blocks where the file system can, else the data
+    between the holes, so that sparse stays sparse."""
+    if size >= os.fstat(src_fd).st_size:
+        try:
+            syscalls.reflink(src_fd, dst_fd)
+            return
+        except OSError:
+            pass  # other file system, or one without shared blocks; copying says what is really wrong
+    offset = 0
+    while offset < size:
+        try:
+            offset = os.lseek(src_fd, offset, os.SEEK_DATA)
+            end = min(size, os.lseek(src_fd, offset, os.SEEK_HOLE))
+        except OSError as error:
+            if error.errno == ENXIO:  # nothing but a hole is left
+                break
+            if error.errno != EINVAL:
+                raise
+            end = size  # a file system that does not know SEEK_DATA
+        if offset >= size:
+            break
+        _copy_range(src_fd, dst_fd, offset, end)
+        offset = end
+    os.ftruncate(dst_fd, size)
+
+
+def _copy_range(src_fd: int, dst_fd: int, offset: int, end: int) -> None:
+    while offset < end:
+        try:
+            copied = os.copy_file_range(src_fd, dst_fd, min(end - offset, _CHUNK), offset, offset)
+        except OSError as error:
+            if error.errno not in _CANNOT_SHARE:
+                raise
+            copied = 0
+        if copied == 0:
+            _copy_by_hand(src_fd, dst_fd, offset, end)
+            return
+        offset += copied
+
+
+def _copy_by_hand(src_fd: int, dst_fd: int, offset: int, end: int) -> None:
+    while offset < end:
+        data = os.pread(src_fd, min(end - offset, _BUFFER), offset)
+        if not data:
+            return  # the lower file was cut short meanwhile; what is there has been copied
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(dst_fd, view, offset)
+            view = view[written:]
+            offset += written

@@ -1,0 +1,197 @@
+"""Branches and their directories: every object is reached as (descriptor of its directory, name), no-follow.
+
+Owns the directory descriptors of all branches and how many of them are open. Path length is no limit, and
+nothing outside a branch can be reached, because a path is never walked as one string.
+Knows nothing of merging: a Dir is a directory of one branch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from stat import S_IFREG, S_IFMT
+
+from pyunion.branch import objects
+from pyunion.union import marks
+from pyunion.union.merge import Kind, kind_of
+
+_OPEN_DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class DirCache:
+    """The open descriptors of all Dirs, at most about `limit` of them between two requests.
+
+    Descriptors are closed in trim() only, which the file system calls between requests: within one request a
+    number stays good. Nobody keeps a number over an await.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._open: deque[Dir] = deque()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, directory: Dir) -> None:
+        self._open.append(directory)
+
+    def trim(self) -> None:
+        """Close the descriptors that were not used for longest (second chance), down to the limit."""
+        queue = self._open
+        for _ in range(2 * len(queue)):
+            if len(queue) <= self.limit:
+                return
+            directory = queue.popleft()
+            if directory.open_fd < 0 or directory.pinned:
+                continue
+            if directory.used:
+                directory.used = False
+                queue.append(directory)
+            else:
+                directory.close()
+
+
+class Branch:
+    """One branch of the union: its place in the stack, its root, and what kind of marks to read in it."""
+
+    __slots__ = ("aufs", "cache", "index", "is_last", "path", "root", "user_marks", "writable", "xattr_prefix")
+
+    def __init__(
+        self,
+        index: int,
+        path: bytes,
+        root_fd: int,
+        cache: DirCache,
+        *,
+        writable: bool = False,
+        is_last: bool = False,
+        xattr_prefix: bytes | None = marks.TRUSTED,
+        user_marks: bool = False,
+        aufs: bool = False,
+    ) -> None:
+        self.index = index
+        self.path = path
+        self.cache = cache
+        self.writable = writable
+        self.is_last = is_last  # the bottom branch: opaque marks and redirects in it say nothing
+        self.xattr_prefix = xattr_prefix
+        self.user_marks = user_marks  # also honour user.overlay.opaque, as rootless tools write it
+        self.aufs = aufs
+        self.root = Dir(self, None, b"")
+        self.root.open_fd = root_fd
+        self.root.pinned = True
+
+    def __repr__(self) -> str:
+        return f"<branch {self.index} {os.fsdecode(self.path)}>"
+
+
+class Dir:
+    """A directory of one branch, whose descriptor is opened when it is needed and may be closed again."""
+
+    __slots__ = ("branch", "name", "open_fd", "parent", "pinned", "used", "xwhiteouts")
+
+    def __init__(self, branch: Branch, parent: Dir | None, name: bytes) -> None:
+        self.branch = branch
+        self.parent = parent
+        self.name = name
+        self.open_fd = -1
+        self.used = False
+        self.pinned = False  # cannot be opened again: the branch's root, or a directory that was removed
+        self.xwhiteouts = False
+
+    def fd(self) -> int:
+        """An O_PATH descriptor of the directory, good until the end of this request."""
+        self.used = True
+        fd = self.open_fd
+        return fd if fd >= 0 else self._open()
+
+    def _open(self) -> int:
+        names = []
+        directory = self
+        while directory.open_fd < 0:
+            names.append(directory.name)
+            assert directory.parent is not None  # the root is pinned
+            directory = directory.parent
+        base = fd = directory.open_fd
+        for name in reversed(names):
+            try:
+                below = os.open(name, _OPEN_DIR, dir_fd=fd)
+            finally:
+                if fd != base:
+                    os.close(fd)
+            fd = below
+        self.open_fd = fd
+        self.branch.cache.add(self)
+        return fd
+
+    def pin(self) -> None:
+        """Keep the descriptor until close(), because the directory is about to lose its name."""
+        self.fd()
+        self.pinned = True
+
+    def close(self) -> None:
+        """Give the descriptor back; the next use opens it again."""
+        if self.open_fd >= 0:
+            os.close(self.open_fd)
+            self.open_fd = -1
+        self.pinned = False
+
+    def move(self, parent: Dir, name: bytes) -> None:
+        """Follow a rename that has happened on the branch."""
+        self.parent = parent
+        self.name = name
+
+    def child(self, name: bytes) -> Dir:
+        return Dir(self.branch, self, name)
+
+    def stat(self, name: bytes) -> os.stat_result | None:
+        """lstat of an entry, None where there is none (or where the branch cannot have such a name)."""
+        try:
+            return os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            # a name too long for this branch is not in it; what the mount itself allows is checked above
+            if error.errno == 36:
+                return None
+            raise
+
+    def is_whiteout(self, name: bytes, st: os.stat_result) -> bool:
+        """Whether the entry hides what the layers below have under its name."""
+        mode = st.st_mode
+        if S_IFMT(mode) != S_IFREG:
+            return kind_of(mode, st.st_rdev) is Kind.WHITEOUT
+        return self.xwhiteouts and st.st_size == 0 and self._has_xwhiteout(name)
+
+    def aufs_hides(self, name: bytes) -> bool:
+        """Whether an AUFS/OCI `.wh.` mark hides the name in the layers below (branches with that option)."""
+        return self.branch.aufs and self.stat(marks.AUFS_PREFIX + name) is not None
+
+    def _has_xwhiteout(self, name: bytes) -> bool:
+        prefix = self.branch.xattr_prefix
+        return prefix is not None and objects.get_mark(self.fd(), name, prefix + marks.WHITEOUT) is not None
+
+    def entries(self) -> Iterator[tuple[bytes, Kind]]:
+        """The entries of the directory with their kinds, in the branch's own order."""
+        fd = self.fd()
+        aufs = self.branch.aufs
+        with os.scandir(b"/proc/self/fd/%d" % fd) as listing:
+            for entry in listing:
+                name = entry.name
+                if aufs and name.startswith(marks.AUFS_PREFIX):
+                    if name != marks.AUFS_OPAQUE:
+                        yield name[len(marks.AUFS_PREFIX) :], Kind.WHITEOUT
+                elif entry.is_dir(follow_symlinks=False):
+                    yield name, Kind.DIRECTORY
+                elif entry.is_file(follow_symlinks=False):
+                    hides = self.xwhiteouts and self._is_whiteout_entry(name)
+                    yield name, Kind.WHITEOUT if hides else Kind.OTHER
+                elif entry.is_symlink():
+                    yield name, Kind.OTHER
+                else:
+                    yield name, Kind.WHITEOUT if self._is_whiteout_entry(name) else Kind.OTHER
+
+    def _is_whiteout_entry(self, name: bytes) -> bool:
+        st = self.stat(name)
+        return st is not None and self.is_whiteout(name, st)

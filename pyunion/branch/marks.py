@@ -1,0 +1,111 @@
+"""Reading and writing overlayfs's marks on the objects of a branch.
+
+What the marks mean is pyunion/union/marks.py; this module knows where they are stored.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import NamedTuple
+
+from pyunion.branch import objects
+from pyunion.branch.dirs import Branch, Dir
+from pyunion.union import marks
+
+log = logging.getLogger(__name__)
+
+
+class DirMarks(NamedTuple):
+    """What the marks on a directory say about the layers below it."""
+
+    opaque: bool = False
+    xwhiteouts: bool = False
+    redirect: bytes | None = None
+
+
+_NO_MARKS = DirMarks()
+_SKIP = os.fsencode("overlay.")
+
+
+def read_dir_marks(parent: Dir, name: bytes) -> DirMarks:
+    """The marks on the directory `name` in `parent`. One system call where there are none."""
+    branch = parent.branch
+    if branch.aufs and parent.child(name).stat(marks.AUFS_OPAQUE) is not None:
+        return DirMarks(opaque=True)
+    fd = parent.fd()
+    keys = objects.list_xattr(fd, name)
+    if not any(_SKIP in key for key in keys):
+        return _NO_MARKS
+    opaque = None
+    redirect = None
+    prefix = branch.xattr_prefix
+    if prefix is not None:
+        if prefix + marks.OPAQUE in keys:
+            opaque = objects.get_mark(fd, name, prefix + marks.OPAQUE)
+        if prefix + marks.REDIRECT in keys:
+            redirect = _checked_redirect(branch, name, objects.get_mark(fd, name, prefix + marks.REDIRECT))
+    if branch.user_marks and opaque is None and marks.USER + marks.OPAQUE in keys:
+        opaque = objects.get_mark(fd, name, marks.USER + marks.OPAQUE)
+    return DirMarks(opaque == marks.OPAQUE_YES, opaque == marks.OPAQUE_XWHITEOUTS, redirect)
+
+
+class FileMarks(NamedTuple):
+    """What the marks on a regular file say: whether its data lie below, and where."""
+
+    metacopy: bool = False
+    redirect: bytes | None = None
+
+
+_WHOLE_FILE = FileMarks()
+
+
+def read_file_marks(parent: Dir, name: bytes) -> FileMarks:
+    """The marks on a regular file. One system call where there are none."""
+    prefix = parent.branch.xattr_prefix
+    if prefix is None:
+        return _WHOLE_FILE
+    fd = parent.fd()
+    keys = objects.list_xattr(fd, name)
+    if prefix + marks.METACOPY not in keys:
+        return _WHOLE_FILE
+    redirect = None
+    if prefix + marks.REDIRECT in keys:
+        redirect = _checked_redirect(parent.branch, name, objects.get_mark(fd, name, prefix + marks.REDIRECT))
+    return FileMarks(True, redirect)
+
+
+def _checked_redirect(branch: Branch, name: bytes, value: bytes | None) -> bytes | None:
+    if value is None or marks.valid_redirect(value):
+        return value
+    log.warning("%r on branch %r has an unusable redirect %r, which is ignored", name, branch.path, value)
+    return None
+
+
+def set_opaque(fd: int, name: bytes, branch: Branch) -> None:
+    """Let a directory of the writable branch hide all that is below it."""
+    objects.set_xattr(fd, name, _prefix(branch) + marks.OPAQUE, marks.OPAQUE_YES)
+
+
+def set_redirect(fd: int, name: bytes, branch: Branch, redirect: bytes) -> None:
+    """Let a directory (or a metadata-only copy) of the writable branch say where its lower parts are."""
+    objects.set_xattr(fd, name, _prefix(branch) + marks.REDIRECT, redirect)
+
+
+def set_metacopy(fd: int, name: bytes, branch: Branch) -> None:
+    """Say that a regular file of the writable branch has its data in a layer below."""
+    objects.set_xattr(fd, name, _prefix(branch) + marks.METACOPY, b"")
+
+
+def clear_metacopy(fd: int, name: bytes, branch: Branch) -> None:
+    """The data have arrived: the file stands for itself from now on."""
+    prefix = _prefix(branch)
+    objects.remove_xattr(fd, name, prefix + marks.METACOPY)
+    if objects.get_mark(fd, name, prefix + marks.REDIRECT) is not None:
+        objects.remove_xattr(fd, name, prefix + marks.REDIRECT)
+
+
+def _prefix(branch: Branch) -> bytes:
+    if branch.xattr_prefix is None:
+        raise OSError(95, os.strerror(95), branch.path)  # EOPNOTSUPP: the upper has no xattrs
+    return branch.xattr_prefix

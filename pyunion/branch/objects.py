@@ -1,0 +1,97 @@
+"""System calls on one object of a branch, addressed as (directory descriptor, name) and never followed.
+
+An object that has lost its name is addressed by an O_PATH descriptor of its own and the empty name.
+Knows no branches, no marks' meanings, no locks.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, ENODATA, ENOTSUP, EPERM
+
+from pyunion.branch import syscalls
+
+PIN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def path(fd: int, name: bytes) -> bytes:
+    """A path for calls that take no directory descriptor; used with follow_symlinks=not name."""
+    return b"/proc/self/fd/%d/%b" % (fd, name) if name else b"/proc/self/fd/%d" % fd
+
+
+def stat(fd: int, name: bytes) -> os.stat_result:
+    return os.stat(name, dir_fd=fd, follow_symlinks=False) if name else os.fstat(fd)
+
+
+def open_file(fd: int, name: bytes, flags: int) -> int:
+    """open(2) of a regular file; O_NONBLOCK so that something else put there from outside cannot block."""
+    flags |= os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    if name:
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=fd)
+    return os.open(path(fd, name), flags)
+
+
+def readlink(fd: int, name: bytes) -> bytes:
+    return os.readlink(name, dir_fd=fd)
+
+
+def chmod(fd: int, name: bytes, mode: int) -> None:
+    if name:
+        syscalls.chmod_nofollow(fd, name, mode)
+    else:
+        os.chmod(path(fd, name), mode)
+
+
+def chown(fd: int, name: bytes, uid: int, gid: int) -> None:
+    """-1 leaves an id as it is."""
+    if name:
+        os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
+    else:
+        os.chown(path(fd, name), uid, gid)
+
+
+def utime(fd: int, name: bytes, atime_ns: int, mtime_ns: int) -> None:
+    if name:
+        os.utime(name, ns=(atime_ns, mtime_ns), dir_fd=fd, follow_symlinks=False)
+    else:
+        os.utime(path(fd, name), ns=(atime_ns, mtime_ns))
+
+
+def truncate(fd: int, name: bytes, size: int) -> None:
+    file = open_file(fd, name, os.O_WRONLY)
+    try:
+        os.ftruncate(file, size)
+    finally:
+        os.close(file)
+
+
+def get_xattr(fd: int, name: bytes, key: bytes) -> bytes:
+    return os.getxattr(path(fd, name), key, follow_symlinks=not name)
+
+
+def set_xattr(fd: int, name: bytes, key: bytes, value: bytes) -> None:
+    os.setxattr(path(fd, name), key, value, follow_symlinks=not name)
+
+
+def remove_xattr(fd: int, name: bytes, key: bytes) -> None:
+    os.removexattr(path(fd, name), key, follow_symlinks=not name)
+
+
+def list_xattr(fd: int, name: bytes) -> list[bytes]:
+    """The names of all xattrs; none where the file system has no xattrs."""
+    try:
+        return [os.fsencode(key) for key in os.listxattr(path(fd, name), follow_symlinks=not name)]
+    except OSError as error:
+        if error.errno == ENOTSUP:
+            return []
+        raise
+
+
+def get_mark(fd: int, name: bytes, key: bytes) -> bytes | None:
+    """The value of a mark, None where the object has none, or may not have or show any."""
+    try:
+        return get_xattr(fd, name, key)
+    except OSError as error:
+        if error.errno in (ENODATA, ENOTSUP, EPERM, EACCES):
+            return None
+        raise

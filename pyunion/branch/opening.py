@@ -1,0 +1,141 @@
+"""Opening the branches of a mount: read-only clones for the lower ones, locks on upper and work.
+
+Owns how a path becomes a Branch, and the promise that lower branches cannot be written through us. Paths were
+checked by the preflight; what can still fail here fails with a sentence.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from pyunion.branch import objects, syscalls
+from pyunion.branch.dirs import Branch, DirCache
+from pyunion.branch.work import remove_tree
+from pyunion.errors import ExitCode, PyunionError
+from pyunion.union import marks
+
+log = logging.getLogger(__name__)
+
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_PATH_DIR = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def open_directory(path: bytes, flags: int = _PATH_DIR) -> int:
+    """A descriptor of a branch's root; symlinks in the path that the user gave are followed once, here."""
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        raise PyunionError(
+            f"cannot open the branch {os.fsdecode(path)}: {error.strerror}", ExitCode.BRANCH
+        ) from None
+
+
+def open_lower(path: bytes) -> int:
+    """A descriptor of a lower branch's root through which nothing can be changed, where the kernel can do that."""
+    try:
+        return syscalls.open_readonly_clone(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
+            raise PyunionError(
+                f"cannot open the branch {os.fsdecode(path)}: {error.strerror}", ExitCode.BRANCH
+            ) from None
+        log.debug("no read-only clone of %r (%s); it is opened as it is", path, error.strerror)
+        return open_directory(path)
+
+
+def open_lowers(
+    paths: Sequence[bytes],
+    cache: DirCache,
+    stack: ExitStack,
+    *,
+    first_index: int,
+    xattr_prefix: bytes,
+    aufs: bool,
+) -> list[Branch]:
+    """The lower branches, topmost first; their descriptors are closed by `stack`."""
+    branches = []
+    for number, path in enumerate(paths):
+        fd = open_lower(path)
+        stack.callback(os.close, fd)
+        branch = Branch(
+            first_index + number,
+            path,
+            fd,
+            cache,
+            is_last=number == len(paths) - 1,
+            xattr_prefix=xattr_prefix,
+            user_marks=xattr_prefix != marks.USER,
+            aufs=aufs,
+        )
+        value = objects.get_mark(fd, b".", xattr_prefix + marks.OPAQUE)
+        branch.root.xwhiteouts = value == marks.OPAQUE_XWHITEOUTS
+        branches.append(branch)
+    return branches
+
+
+def lock_directory(path: bytes, stack: ExitStack) -> int:
+    """A descriptor of the directory that holds an exclusive flock until `stack` ends.
+
+    Raises PyunionError naming the process that has the lock.
+    """
+    fd = open_directory(path, _DIR)
+    stack.callback(os.close, fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise PyunionError(
+            f"{os.fsdecode(path)} is in use by {_lock_holder(fd)}; unmount that first", ExitCode.BUSY
+        ) from None
+    except OSError as error:
+        log.warning("cannot lock %r (%s): nothing keeps a second daemon from it", path, error.strerror)
+    return fd
+
+
+def _lock_holder(fd: int) -> str:
+    st = os.fstat(fd)
+    wanted = f"{os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x}:{st.st_ino}"
+    try:
+        with open("/proc/locks", encoding="ascii") as locks:
+            for line in locks:
+                fields = line.split()
+                if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == wanted:
+                    return _process(int(fields[4]))
+    except OSError:
+        pass
+    return "another process"
+
+
+def _process(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read().rstrip(b"\0").split(b"\0")
+    except OSError:
+        return f"process {pid}"
+    return f"process {pid} ({os.fsdecode(b' '.join(words))[:200]})"
+
+
+def open_work(work_fd: int, path: bytes) -> int:
+    """WORK/work, empty, as the kernel keeps it; leftovers of a daemon that was killed are removed.
+
+    Raises PyunionError where the kernel's marker says that a volatile mount may have lost data.
+    """
+    if os.path.exists(os.path.join(path, b"work/incompat/volatile")):
+        raise PyunionError(
+            f"{os.fsdecode(path)} was last used by a volatile mount, and upper may have lost data in a crash; "
+            f"when you are sure that it did not, remove {os.fsdecode(path)}/work/incompat/volatile",
+            ExitCode.WORK,
+        )
+    try:
+        if os.access(b"work", os.F_OK, dir_fd=work_fd, follow_symlinks=False):
+            remove_tree(work_fd, b"work")
+        os.mkdir(b"work", 0o700, dir_fd=work_fd)
+        return os.open(b"work", _DIR | os.O_NOFOLLOW, dir_fd=work_fd)
+    except OSError as error:
+        raise PyunionError(
+            f"cannot prepare the work directory {os.fsdecode(path)}: {error.strerror}", ExitCode.WORK
+        ) from None

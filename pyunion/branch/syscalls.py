@@ -1,0 +1,109 @@
+"""The Linux system calls that `os` does not have, as plain functions that raise OSError.
+
+Owns the ctypes bindings and the constants that go with them. Knows nothing of branches or unions.
+Numbers are the generic ones shared by x86_64, aarch64 and every architecture since Linux 5.1.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_SYMLINK_NOFOLLOW = 0x100
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+
+FICLONE = 0x40049409  # ioctl_ficlone(2)
+
+_OPEN_TREE = 428
+_MOUNT_SETATTR = 442
+_FCHMODAT2 = 452
+_OPEN_TREE_CLONE = 1
+_MOUNT_ATTR_RDONLY = 0x1
+_MOUNT_ATTR_NOATIME = 0x10
+_MOUNT_ATTR__ATIME = 0x70
+_PR_SET_SECUREBITS = 28
+_PR_GET_SECUREBITS = 27
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_c_ulong = ctypes.c_ulong
+
+
+def _check(result: int, path: bytes | None = None) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return result
+
+
+def renameat2(olddirfd: int, old: bytes, newdirfd: int, new: bytes, flags: int) -> None:
+    """renameat2(2); EINVAL where the file system does not know a flag."""
+    _check(_libc.renameat2(olddirfd, old, newdirfd, new, flags), old)
+
+
+def umount2(path: bytes, flags: int) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(path, flags), path)
+
+
+def reflink(src_fd: int, dst_fd: int) -> None:
+    """Make dst share all of src's data (ioctl_ficlone(2)); OSError where the file system cannot."""
+    fcntl.ioctl(dst_fd, FICLONE, src_fd)
+
+
+def chmod_nofollow(dirfd: int, name: bytes, mode: int) -> None:
+    """chmod of an entry that is never followed if it is a symlink; fchmodat2(2), Linux 6.6, or by descriptor."""
+    global _have_fchmodat2
+    if _have_fchmodat2:
+        if _libc.syscall(_FCHMODAT2, dirfd, name, mode, AT_SYMLINK_NOFOLLOW) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (38, 1):  # ENOSYS; EPERM is what some seccomp filters give for an unknown call
+            raise OSError(number, os.strerror(number), name)
+        if number == 38:
+            _have_fchmodat2 = False
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
+    try:
+        os.chmod(b"/proc/self/fd/%d" % fd, mode)
+    finally:
+        os.close(fd)
+
+
+_have_fchmodat2 = True
+
+
+def open_readonly_clone(path: bytes) -> int:
+    """A directory descriptor on a detached, read-only, atime-free clone of the mount that `path` is on.
+
+    Through it nothing can be changed, not even by /proc/self/fd; st_dev and st_ino are the branch's own.
+    Mounts below `path` are not part of it. Needs CAP_SYS_ADMIN; ENOSYS before Linux 5.12 (mount_setattr(2)).
+    """
+    fd = _check(_libc.syscall(_OPEN_TREE, AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC), path)
+    attr = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOATIME, _MOUNT_ATTR__ATIME, 0, 0)
+    try:
+        _check(_libc.syscall(_MOUNT_SETATTR, fd, b"", AT_EMPTY_PATH, ctypes.byref(attr), _c_ulong(32)), path)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def keep_capabilities_over_setfsuid() -> bool:
+    """Let this thread change its fsuid without losing CAP_DAC_OVERRIDE and the like (capabilities(7)).
+
+    Returns whether it worked; it needs CAP_SETPCAP. Threads started later inherit it.
+    """
+    bits = _libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
+    return bits >= 0 and _libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0) == 0
+
+
+def set_filesystem_ids(uid: int, gid: int) -> None:
+    """setfsuid(2) and setfsgid(2) of this thread: who owns what it creates. Both never fail."""
+    _libc.setfsgid(gid)
+    _libc.setfsuid(uid)

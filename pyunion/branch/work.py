@@ -1,0 +1,187 @@
+"""The work directory: where objects are prepared, so that one rename puts them into upper whole.
+
+Owns the names in WORK/work, the shared whiteout, and the atomic replacements of upper entries. Everything in it is
+ours to delete; it is emptied at each start. Knows no nodes and no requests.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EEXIST, EMLINK, ENODATA, ENOTSUP
+from stat import S_IFCHR, S_ISDIR, S_ISGID
+
+from pyunion.branch import copyup, objects, syscalls
+from pyunion.branch.dirs import Dir
+from pyunion.union.merge import Kind, kind_of
+
+_ACL_DEFAULT = b"system.posix_acl_default"
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Work:
+    """WORK/work, open for the life of the mount."""
+
+    def __init__(self, fd: int, xattr_prefix: bytes | None, sync: bool) -> None:
+        self.fd = fd
+        self.xattr_prefix = xattr_prefix
+        self.sync = sync
+        self._count = 0
+        self._whiteout: bytes | None = None
+
+    def temp_name(self) -> bytes:
+        self._count += 1
+        return b"#%x" % self._count
+
+    def stage(self, src_fd: int, src_name: bytes, st: os.stat_result) -> bytes:
+        """Prepare a copy of anything but a regular file; returns its name in the work directory."""
+        name = self.temp_name()
+        copyup.stage_other(self.fd, name, src_fd, src_name, st, self.xattr_prefix)
+        return name
+
+    def put(self, name: bytes, into: Dir, at: bytes) -> None:
+        """Rename a prepared object into upper, where nothing is at that name or something that it replaces."""
+        os.rename(name, at, src_dir_fd=self.fd, dst_dir_fd=into.fd())
+
+    def discard(self, name: bytes) -> None:
+        remove_tree(self.fd, name)
+
+    # -- whiteouts ----------------------------------------------------------------------------------------------
+
+    def whiteout(self, into: Dir, at: bytes) -> None:
+        """Make a whiteout where upper has no entry: one link(2), as all whiteouts can be one inode."""
+        if self._whiteout is not None:
+            try:
+                os.link(self._whiteout, at, src_dir_fd=self.fd, dst_dir_fd=into.fd(), follow_symlinks=False)
+                return
+            except OSError as error:
+                if error.errno == EEXIST:
+                    raise
+                self._whiteout = None  # EMLINK: begin another one
+        name = self._new_whiteout()
+        try:
+            os.link(name, at, src_dir_fd=self.fd, dst_dir_fd=into.fd(), follow_symlinks=False)
+        except OSError as error:
+            if error.errno == EEXIST:
+                self.discard(name)
+                raise
+            self.put(name, into, at)  # an upper without hard links
+        else:
+            self._whiteout = name
+
+    def whiteout_over(self, into: Dir, at: bytes, is_dir: bool) -> None:
+        """Replace an upper entry by a whiteout in one step. A directory must hold nothing but whiteouts."""
+        name = self._link_or_new_whiteout()
+        if not is_dir:
+            self.put(name, into, at)
+            return
+        syscalls.renameat2(self.fd, name, into.fd(), at, syscalls.RENAME_EXCHANGE)
+        self.remove_emptied(name)
+
+    def _link_or_new_whiteout(self) -> bytes:
+        if self._whiteout is not None:
+            name = self.temp_name()
+            try:
+                os.link(self._whiteout, name, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
+                return name
+            except OSError as error:
+                if error.errno != EMLINK:
+                    raise
+                self._whiteout = None
+        return self._new_whiteout()
+
+    def _new_whiteout(self) -> bytes:
+        name = self.temp_name()
+        os.mknod(name, S_IFCHR, 0, dir_fd=self.fd)
+        return name
+
+    # -- new objects in the place of a whiteout ---------------------------------------------------------------
+
+    def nursery(self, parent: Dir) -> tuple[int, bytes | None]:
+        """A directory in which a new object gets what it would inherit in `parent`: (descriptor, name).
+
+        The work directory itself (name None) unless `parent` hands down its group or a default ACL. End it with
+        close_nursery().
+        """
+        parent_fd = parent.fd()
+        st = os.fstat(parent_fd)
+        acl = objects.get_mark(parent_fd, b".", _ACL_DEFAULT)
+        if acl is None and not st.st_mode & S_ISGID:
+            return self.fd, None
+        name = self.temp_name()
+        os.mkdir(name, 0o700, dir_fd=self.fd)
+        fd = os.open(name, _DIR, dir_fd=self.fd)
+        os.fchown(fd, -1, st.st_gid)
+        os.fchmod(fd, 0o700 | st.st_mode & S_ISGID)
+        try:
+            if acl is not None:
+                os.setxattr(fd, _ACL_DEFAULT, acl)
+            elif objects.get_mark(self.fd, b".", _ACL_DEFAULT) is not None:
+                os.removexattr(fd, _ACL_DEFAULT)
+        except OSError as error:
+            if error.errno not in (ENOTSUP, ENODATA):
+                raise
+        return fd, name
+
+    def close_nursery(self, fd: int, name: bytes | None) -> None:
+        if name is not None:
+            os.close(fd)
+            remove_tree(self.fd, name)
+
+    def replace_whiteout(self, fd: int, name: bytes, into: Dir, at: bytes, is_dir: bool) -> None:
+        """Put a new object, prepared in a nursery, in the place of the whiteout `at`, in one step."""
+        if is_dir:
+            syscalls.renameat2(fd, name, into.fd(), at, syscalls.RENAME_EXCHANGE)
+            os.unlink(name, dir_fd=fd)
+        else:
+            os.rename(name, at, src_dir_fd=fd, dst_dir_fd=into.fd())
+
+    # -- removing directories ---------------------------------------------------------------------------------
+
+    def take_out(self, directory: Dir, at: bytes) -> None:
+        """Remove a directory of upper that holds nothing but whiteouts, by way of the work directory."""
+        name = self.temp_name()
+        os.rename(at, name, src_dir_fd=directory.fd(), dst_dir_fd=self.fd)
+        self.remove_emptied(name)
+
+    def remove_emptied(self, name: bytes) -> None:
+        """Remove a directory that was moved here and holds nothing but whiteouts."""
+        fd = os.open(name, _DIR, dir_fd=self.fd)
+        try:
+            clear_whiteouts(fd)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=self.fd)
+
+
+def clear_whiteouts(fd: int) -> None:
+    """Unlink the whiteouts of a directory and nothing else."""
+    with os.scandir(fd) as listing:
+        names = [entry.name for entry in listing]
+    for name in names:
+        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if kind_of(st.st_mode, st.st_rdev) is Kind.WHITEOUT:
+            os.unlink(name, dir_fd=fd)
+
+
+def clear_whiteouts_of(directory: Dir) -> None:
+    """Unlink the whiteouts in a directory of upper and nothing else."""
+    fd = os.open(b".", _DIR, dir_fd=directory.fd())
+    try:
+        clear_whiteouts(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_tree(dirfd: int, name: bytes) -> None:
+    """Remove whatever is at a name of ours in the work directory."""
+    st = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+    if not S_ISDIR(st.st_mode):
+        os.unlink(name, dir_fd=dirfd)
+        return
+    fd = os.open(name, _DIR, dir_fd=dirfd)
+    try:
+        for entry in os.listdir(fd):
+            remove_tree(fd, os.fsencode(entry))
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=dirfd)

@@ -1,0 +1,105 @@
+"""Owner, mode, times, size and extended attributes of nodes.
+
+Owns the order in which attributes are changed and which xattrs are to be seen. Brings the object into upper
+before a change; what is on disk is pyunion/branch/objects.py.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import ENODATA, ENOENT, ENOTSUP
+from typing import NamedTuple
+
+from pyunion.branch import objects
+from pyunion.fs.callers import Caller
+from pyunion.fs.copier import Copier
+from pyunion.fs.files import clear_setid
+from pyunion.fs.lookup import attributes
+from pyunion.fs.nodes import Directory, File, Node
+from pyunion.union import marks
+
+
+class Changes(NamedTuple):
+    """New attributes; None leaves one as it is. Times are in ns since the epoch."""
+
+    size: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    mode: int | None = None  # permission bits only
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class Attributes:
+    """Changes attributes of nodes."""
+
+    def __init__(self, copier: Copier, xattr_prefix: bytes) -> None:
+        self._copier = copier
+        self._prefix = xattr_prefix
+
+    async def change(self, node: Node, changes: Changes, fd: int | None, caller: Caller) -> os.stat_result:
+        """Apply changes; `fd` is the handle that a truncation came through. Returns the new attributes."""
+        if changes.size is not None:
+            assert isinstance(node, File)
+            await self._truncate(node, changes.size, fd, caller)
+        else:
+            await self._bring_up(node)
+        where = address(node)
+        if changes.uid is not None or changes.gid is not None:
+            uid = -1 if changes.uid is None else changes.uid
+            objects.chown(*where, uid, -1 if changes.gid is None else changes.gid)
+        if changes.mode is not None:  # after the owner: chown clears setuid and setgid
+            objects.chmod(*where, changes.mode)
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            st = objects.stat(*where)
+            atime_ns = st.st_atime_ns if changes.atime_ns is None else changes.atime_ns
+            objects.utime(*where, atime_ns, st.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns)
+        return attributes(node)
+
+    async def _truncate(self, file: File, size: int, fd: int | None, caller: Caller) -> None:
+        await self._copier.data(file, size)
+        clear_setid(file, caller)
+        if fd is not None:
+            os.ftruncate(fd, size)
+        else:
+            objects.truncate(*file.address(), size)
+
+    async def _bring_up(self, node: Node) -> None:
+        if isinstance(node, File):
+            await self._copier.metadata(node)
+        elif isinstance(node, Directory):
+            self._copier.directory(node)
+
+    # -- extended attributes ----------------------------------------------------------------------------------
+
+    def get_xattr(self, node: Node, name: bytes) -> bytes:
+        return objects.get_xattr(*address(node), marks.stored_name(name, self._prefix))
+
+    def list_xattr(self, node: Node) -> list[bytes]:
+        names = (marks.visible_name(name, self._prefix) for name in objects.list_xattr(*address(node)))
+        return [name for name in names if name is not None]
+
+    async def set_xattr(self, node: Node, name: bytes, value: bytes) -> None:
+        await self._bring_up(node)
+        objects.set_xattr(*address(node), marks.stored_name(name, self._prefix), value)
+
+    async def remove_xattr(self, node: Node, name: bytes) -> None:
+        """Removing what is not there copies nothing up."""
+        stored = marks.stored_name(name, self._prefix)
+        try:
+            objects.get_xattr(*address(node), stored)
+        except OSError as error:
+            if error.errno in (ENODATA, ENOTSUP):
+                raise
+        await self._bring_up(node)
+        objects.remove_xattr(*address(node), stored)
+
+
+def address(node: Node) -> tuple[int, bytes]:
+    """A node's topmost object as pyunion.branch.objects wants it."""
+    if isinstance(node, File):
+        return node.address()
+    assert isinstance(node, Directory)
+    if node.dead and node.in_upper and node.layers[0].open_fd < 0:
+        raise OSError(ENOENT, os.strerror(ENOENT), node.name)
+    return node.layers[0].fd(), b"."

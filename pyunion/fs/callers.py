@@ -1,0 +1,61 @@
+"""Who asks: the ids of the process behind a request, what it may keep, and creating objects in its name.
+
+Owns the switch of this thread's file system ids; it is set and taken back without an await in between.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from pyunion.branch import syscalls
+
+_CAP_FSETID = 1 << 4
+_T = TypeVar("_T")
+
+
+class Caller(Protocol):
+    """The part of a request's context that the file system needs."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+
+
+class Identity:
+    """Creates objects as the caller, so that they have the right owner from the first moment on.
+
+    The daemon keeps its capabilities meanwhile, as the kernel's overlayfs does. Where it may not change ids (it
+    is not root) objects belong to the daemon's user, who is then the only caller that the kernel lets in.
+    """
+
+    def __init__(self, *, switch: bool) -> None:
+        self._switch = switch
+        self._own = (os.geteuid(), os.getegid())
+
+    def run_as(self, caller: Caller, action: Callable[[], _T]) -> _T:
+        """Run one synchronous action with the caller's file system ids."""
+        ids = (caller.uid, caller.gid)
+        if not self._switch or ids == self._own:
+            return action()
+        syscalls.set_filesystem_ids(*ids)
+        try:
+            return action()
+        finally:
+            syscalls.set_filesystem_ids(*self._own)
+
+
+def keeps_setid(caller: Caller) -> bool:
+    """Whether the caller has CAP_FSETID, so that its writes and truncations leave setuid and setgid alone."""
+    try:
+        with open(f"/proc/{caller.pid}/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"CapEff:"):
+                    return bool(int(line[7:], 16) & _CAP_FSETID)
+    except OSError:
+        pass  # it is gone, or in another pid namespace
+    return caller.uid == 0

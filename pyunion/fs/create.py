@@ -1,0 +1,151 @@
+"""New objects: files, directories, devices, fifos, sockets, symlinks and hard links.
+
+Owns how a name that does not exist in the union becomes one that does, in one step, with the right owner from the
+first moment; where upper has a whiteout, the new object takes its place. Removing is remove.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from errno import EEXIST, ENOENT, EPERM
+from stat import S_ISCHR
+
+from pyunion.branch.dirs import Dir
+from pyunion.branch.marks import set_opaque
+from pyunion.branch.work import Work
+from pyunion.fs.callers import Caller, Identity
+from pyunion.fs.copier import Copier
+from pyunion.fs.lookup import Lookup
+from pyunion.fs.nodes import Directory, File, Table
+
+Make = Callable[[int, bytes], None]  # makes the object under a name in a directory given by descriptor
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Create:
+    """Makes new objects in upper."""
+
+    def __init__(self, table: Table, lookup: Lookup, copier: Copier, identity: Identity) -> None:
+        self._table = table
+        self._lookup = lookup
+        self._copier = copier
+        self._identity = identity
+
+    def file(self, parent: Directory, name: bytes, mode: int, caller: Caller) -> tuple[File, os.stat_result, int]:
+        """A new regular file, open for reading and writing: (node, attributes, descriptor)."""
+        opened: list[int] = []
+
+        def make(dirfd: int, at: bytes) -> None:
+            opened.append(os.open(at, _CREATE, mode & 0o7777, dir_fd=dirfd))
+
+        try:
+            node, st = self._object(parent, name, caller, make)
+        except BaseException:
+            for fd in opened:
+                os.close(fd)
+            raise
+        return node, st, opened[0]
+
+    def special(
+        self, parent: Directory, name: bytes, mode: int, rdev: int, caller: Caller
+    ) -> tuple[File, os.stat_result]:
+        """A regular file, device, fifo or socket. A character device 0:0 would be a whiteout: EPERM."""
+        if S_ISCHR(mode) and rdev == 0:
+            raise OSError(EPERM, os.strerror(EPERM), name)
+        return self._object(parent, name, caller, lambda dirfd, at: os.mknod(at, mode, rdev, dir_fd=dirfd))
+
+    def symlink(
+        self, parent: Directory, name: bytes, target: bytes, caller: Caller
+    ) -> tuple[File, os.stat_result]:
+        return self._object(parent, name, caller, lambda dirfd, at: os.symlink(target, at, dir_fd=dirfd))
+
+    def directory(
+        self, parent: Directory, name: bytes, mode: int, caller: Caller
+    ) -> tuple[Directory, os.stat_result]:
+        """A new directory. Where anything could show through it from below it is opaque."""
+        into, replaced = self._make(
+            parent, name, caller, lambda dirfd, at: os.mkdir(at, mode & 0o7777, dir_fd=dirfd), is_dir=True
+        )
+        if parent.lowers and not replaced and into.branch.xattr_prefix is not None:
+            # nothing is below now; the mark says so for good, and spares look-ups in the layers below
+            set_opaque(into.fd(), name, into.branch)
+        node = Directory(parent, name, (into.child(name),))
+        st = os.stat(name, dir_fd=into.fd(), follow_symlinks=False)
+        self._table.add(node, st.st_dev, st.st_ino)
+        return node, st
+
+    async def link(self, file: File, parent: Directory, name: bytes) -> os.stat_result:
+        """A further name for a file, which is brought into upper first."""
+        await self._copier.data(file)
+        if file.dead and file.stat().st_nlink == 0:
+            raise OSError(ENOENT, os.strerror(ENOENT), name)
+        source_fd, source = file.address()
+
+        def make(dirfd: int, at: bytes) -> None:
+            if source:
+                os.link(source, at, src_dir_fd=source_fd, dst_dir_fd=dirfd, follow_symlinks=False)
+            else:
+                os.link(b"/proc/self/fd/%d" % source_fd, at, dst_dir_fd=dirfd, follow_symlinks=True)
+
+        into, _ = self._make(parent, name, None, make)
+        if file.dead:
+            os.close(file.pin)
+            file.pin = -1
+            file.dir, file.real = into, name
+        self._table.add_name(file, parent, name)
+        st = file.stat()
+        self._table.forget_key(file)
+        self._table.add_link(file, st)
+        return st
+
+    def _object(self, parent: Directory, name: bytes, caller: Caller, make: Make) -> tuple[File, os.stat_result]:
+        into, _ = self._make(parent, name, caller, make)
+        st = os.stat(name, dir_fd=into.fd(), follow_symlinks=False)
+        node = File(parent, name, into, name)
+        self._table.add(node, st.st_dev, st.st_ino)
+        return node, st
+
+    def _make(
+        self, parent: Directory, name: bytes, caller: Caller | None, make: Make, is_dir: bool = False
+    ) -> tuple[Dir, bool]:
+        """Make an object under a name: (directory in upper, whether it took the place of a whiteout)."""
+        if parent.dead:
+            raise OSError(ENOENT, os.strerror(ENOENT), name)
+        into = self._copier.directory(parent)
+        try:
+            self._run(caller, make, into.fd(), name)
+            return into, False
+        except FileExistsError:
+            st = into.stat(name)
+            if st is None or not into.is_whiteout(name, st):
+                raise
+        self._make_over_whiteout(self._copier.work, into, name, caller, make, is_dir)
+        return into, True
+
+    def _make_over_whiteout(
+        self, work: Work, into: Dir, name: bytes, caller: Caller | None, make: Make, is_dir: bool
+    ) -> None:
+        fd, nursery = work.nursery(into)
+        staged = work.temp_name()
+        try:
+            self._run(caller, make, fd, staged)
+            try:
+                if is_dir:
+                    set_opaque(fd, staged, into.branch)
+                work.replace_whiteout(fd, staged, into, name, is_dir)
+            except OSError:
+                (os.rmdir if is_dir else os.unlink)(staged, dir_fd=fd)
+                raise
+        finally:
+            work.close_nursery(fd, nursery)
+
+    def _run(self, caller: Caller | None, make: Make, fd: int, name: bytes) -> None:
+        if caller is None:
+            make(fd, name)
+        else:
+            self._identity.run_as(caller, lambda: make(fd, name))
+
+
+def exists(name: bytes) -> OSError:
+    return OSError(EEXIST, os.strerror(EEXIST), name)

@@ -1,0 +1,159 @@
+"""Open files: a file handle of the kernel's is the number of a descriptor on a branch.
+
+Owns the descriptors and what is known about each. A copy_up exchanges the file behind a descriptor and keeps its
+number, so reads need no table. Knows no names.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EAGAIN, EINVAL, EOPNOTSUPP
+from stat import S_IMODE, S_ISGID, S_ISUID, S_IXGRP
+
+import trio
+
+from pyunion.branch import objects
+from pyunion.fs.callers import Caller, keeps_setid
+from pyunion.fs.copier import Copier
+from pyunion.fs.nodes import Directory, File
+
+_WRITES = os.O_WRONLY | os.O_RDWR
+_KEEP = os.O_ACCMODE | os.O_TRUNC
+_RWF_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+BUFFER = 1 << 20
+
+
+class OpenFile:
+    """What is known about a descriptor."""
+
+    __slots__ = ("clears_setid", "file")
+
+    def __init__(self, file: File, clears_setid: bool) -> None:
+        self.file = file
+        self.clears_setid = clears_setid
+
+
+class OpenFiles:
+    """All open files of the mount."""
+
+    def __init__(self, copier: Copier, *, writeback: bool, sync: bool) -> None:
+        self._copier = copier
+        self._writeback = writeback
+        self._sync = sync
+        self._open: dict[int, OpenFile] = {}
+        self._buffer = memoryview(bytearray(BUFFER))
+        self._nowait = _RWF_NOWAIT
+        self.changed_modes: list[int] = []  # numbers of nodes whose mode changed by a write: the kernel must hear
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    async def open(self, file: File, flags: int, caller: Caller) -> int:
+        """Open a regular file; one that will be written is brought into upper first. Returns the handle."""
+        if flags & (_WRITES | os.O_TRUNC):
+            await self._copier.data(file, 0 if flags & os.O_TRUNC else None)
+            if flags & os.O_TRUNC:
+                clear_setid(file, caller)
+            if self._writeback and flags & os.O_ACCMODE == os.O_WRONLY:
+                flags = flags & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads what it fills pages with
+        if file.data is not None:
+            directory, name = file.data
+            fd = objects.open_file(directory.fd(), name, flags & _KEEP)
+        else:
+            fd = objects.open_file(*file.address(), flags & _KEEP)
+        self.add(fd, file, bool(flags & _WRITES) and caller.uid != 0 and not keeps_setid(caller))
+        return fd
+
+    def add(self, fd: int, file: File, clears_setid: bool) -> None:
+        """Take over a descriptor of the file's."""
+        self._open[fd] = OpenFile(file, clears_setid)
+        if file.fds is None:
+            file.fds = [fd]
+        else:
+            file.fds.append(fd)
+
+    def file_of(self, fd: int) -> File:
+        return self._open[fd].file
+
+    async def read(self, fd: int, offset: int, size: int) -> bytes | memoryview:
+        """Data from the page cache at once, into a buffer that is good until the next await; else by a thread."""
+        if self._nowait and size <= BUFFER:
+            try:
+                count = os.preadv(fd, [self._buffer[:size]], offset, self._nowait)
+            except OSError as error:
+                if error.errno == EOPNOTSUPP:
+                    self._nowait = 0
+                elif error.errno not in (EAGAIN, EINVAL):
+                    raise
+            else:
+                if count == size or count == 0:
+                    return self._buffer[:count]
+                # the rest is not cached, or there is none; a short answer would mean the end of the file
+        return await trio.to_thread.run_sync(_read_fully, fd, size, offset)
+
+    def write(self, fd: int, offset: int, data: bytes) -> int:
+        """Write to a file in upper."""
+        written = os.pwrite(fd, data, offset)
+        opened = self._open[fd]
+        if opened.clears_setid and self._drop_setid(opened.file):
+            self.changed_modes.append(opened.file.ino)
+        return written
+
+    @staticmethod
+    def _drop_setid(file: File) -> bool:
+        fd, name = file.address()
+        mode = S_IMODE(objects.stat(fd, name).st_mode)
+        kept = without_setid(mode)
+        if kept != mode:
+            objects.chmod(fd, name, kept)
+        return kept != mode
+
+    def release(self, fd: int) -> None:
+        """The kernel has closed the handle."""
+        fds = self._open.pop(fd).file.fds
+        if fds is not None:
+            fds.remove(fd)
+        os.close(fd)
+
+    async def fsync(self, fd: int, datasync: bool) -> None:
+        if self._sync:
+            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fd)
+
+    async def fsync_directory(self, directory: Directory) -> None:
+        """Names that were made, moved or removed in a directory of upper reach the disk."""
+        if self._sync and directory.in_upper and not directory.dead:
+            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.layers[0].fd())
+            try:
+                await trio.to_thread.run_sync(os.fsync, fd)
+            finally:
+                os.close(fd)
+
+    def close_all(self) -> None:
+        """Give all descriptors back at the end of the mount."""
+        for fd in list(self._open):
+            self.release(fd)
+
+
+def _read_fully(fd: int, size: int, offset: int) -> bytes:
+    data = os.pread(fd, size, offset)
+    while data and len(data) < size:
+        more = os.pread(fd, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def without_setid(mode: int) -> int:
+    """A mode as it is after a write by somebody without CAP_FSETID; setgid without group execute is no setgid."""
+    mode &= ~S_ISUID
+    return mode & ~S_ISGID if mode & S_IXGRP else mode
+
+
+def clear_setid(file: File, caller: Caller) -> None:
+    """What a truncation by this caller does to setuid and setgid, as file_remove_privs() in the kernel."""
+    fd, name = file.address()
+    mode = S_IMODE(objects.stat(fd, name).st_mode)
+    kept = without_setid(mode)
+    if kept != mode and not keeps_setid(caller):
+        objects.chmod(fd, name, kept)

@@ -1,0 +1,71 @@
+"""The file system: one object that holds its parts together. It is what the FUSE adapter and the tests use.
+
+Owns the wiring only. `build` makes it from opened branches; each part's module says what the part does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pyunion.branch.dirs import Branch, DirCache
+from pyunion.branch.work import Work
+from pyunion.fs.attributes import Attributes
+from pyunion.fs.callers import Identity
+from pyunion.fs.copier import Copier
+from pyunion.fs.create import Create
+from pyunion.fs.files import OpenFiles
+from pyunion.fs.listing import Listings
+from pyunion.fs.lookup import Lookup
+from pyunion.fs.nodes import Directory, Node, Table
+from pyunion.fs.remove import Remove
+from pyunion.fs.rename import Rename
+
+
+class Settings(NamedTuple):
+    """How the union behaves, as far as the user chooses or the branches allow."""
+
+    redirect_dir: bool = True
+    follow_redirects: bool = True
+    metacopy: bool = False
+    writeback: bool = True
+    sync: bool = True  # copies are on disk before they appear, fsync reaches the branch
+    rename_whiteout: bool = True
+    switch_ids: bool = True  # new objects can be made in the caller's name
+    xattr_prefix: bytes = b"trusted.overlay."
+
+
+class FileSystem:
+    """The parts of one union, each with a few operations."""
+
+    def __init__(self, branches: Sequence[Branch], work: Work | None, settings: Settings) -> None:
+        upper = branches[0] if branches[0].writable else None
+        root = Directory(None, b"", tuple(branch.root for branch in branches))
+        numbered = root.lowers[0] if root.lowers else root.layers[0]
+        st = os.fstat(numbered.fd())
+        self.root_number = st.st_ino  # what stat shows for the root, whose node number is always 1
+        self.cache: DirCache = branches[0].cache
+        self.statfs_fd = root.layers[0].fd()
+        self.settings = settings
+        self.table = Table(root, os.fstat(self.statfs_fd).st_dev)
+        self.lookup = Lookup(self.table, settings.follow_redirects)
+        self.copier = Copier(self.table, upper, work, settings.metacopy)
+        self.files = OpenFiles(self.copier, writeback=settings.writeback, sync=settings.sync)
+        self.listings = Listings(self.lookup)
+        self.attributes = Attributes(self.copier, settings.xattr_prefix)
+        self.create = Create(self.table, self.lookup, self.copier, Identity(switch=settings.switch_ids))
+        self.remove = Remove(self.table, self.lookup, self.copier)
+        self.rename = Rename(
+            self.table, self.lookup, self.copier, self.remove,
+            redirects=settings.redirect_dir, rename_whiteout=settings.rename_whiteout,
+        )  # fmt: skip
+
+    def directory(self, ino: int) -> Directory:
+        """The directory node of a number that the kernel has a reference to."""
+        node = self.table.nodes[ino]
+        assert isinstance(node, Directory)
+        return node
+
+    def node(self, ino: int) -> Node:
+        return self.table.nodes[ino]

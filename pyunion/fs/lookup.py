@@ -1,0 +1,301 @@
+"""Look-up: from a directory node and a name to the object of the union, layer by layer.
+
+Owns how redirects and metadata-only copies lead from one layer to the next. The rule of who wins is in
+pyunion/union/merge.py; marks are read by pyunion/branch/marks.py. Changes nothing, and everything is synchronous.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from errno import EIO, ENOENT, EPERM
+from stat import S_IFDIR, S_IFMT, S_IFREG
+from typing import NamedTuple
+
+from pyunion.branch.dirs import Dir
+from pyunion.branch.marks import read_dir_marks, read_file_marks
+from pyunion.fs.nodes import Directory, File, Node, Table
+from pyunion.union import marks
+from pyunion.union.merge import merge_listings
+
+log = logging.getLogger(__name__)
+
+
+class Found(NamedTuple):
+    """The object that a name of the union stands for."""
+
+    st: os.stat_result
+    dir: Dir  # where its topmost part is
+    name: bytes  # and under which name
+    layers: tuple[Dir, ...] = ()  # a directory's layers
+    redirect: bytes | None = None
+    data: tuple[Dir, bytes] | None = None  # where the data of a metadata-only copy are
+    lower_st: os.stat_result | None = None  # of the topmost lower part, which has the number
+
+
+class _Step(NamedTuple):
+    """What one layer says about a path."""
+
+    found: tuple[Dir, bytes, os.stat_result] | None
+    stop: bool
+    path: bytes  # what to look for in the layers below
+    xwhiteouts: bool = False
+
+
+class Lookup:
+    """Finds objects and gives them nodes."""
+
+    def __init__(self, table: Table, follow_redirects: bool) -> None:
+        self.table = table
+        self.root = table.root
+        self.follow = follow_redirects
+
+    # -- nodes ------------------------------------------------------------------------------------------------
+
+    def child(self, parent: Directory, name: bytes, start: int = 0) -> tuple[Node, os.stat_result] | None:
+        """The node of an entry with its attributes; None where there is none.
+
+        `start` is the first layer to look at, for a caller that knows that those above have nothing.
+        """
+        node = parent.children.get(name)
+        if node is not None:
+            try:
+                return node, attributes(node)
+            except OSError as error:
+                if error.errno != ENOENT:
+                    raise
+                # the branch was changed behind our back: what is there now is something else
+                self.table.drop_name(node)
+        elif parent.dead:
+            return None
+        found = self.find(parent, name, start)
+        if found is None:
+            return None
+        node = self._node(parent, name, found)
+        return node, attributes(node) if found.data is not None else found.st
+
+    def existing(self, parent: Directory, name: bytes) -> Node:
+        """The node of an entry; raises ENOENT."""
+        entry = self.child(parent, name)
+        if entry is None:
+            raise OSError(ENOENT, os.strerror(ENOENT), name)
+        return entry[0]
+
+    def _node(self, parent: Directory, name: bytes, found: Found) -> Node:
+        st = found.st
+        if found.layers:
+            directory = Directory(parent, name, found.layers)
+            directory.redirect = found.redirect
+            shown = found.lower_st or st
+            self.table.add(directory, shown.st_dev, shown.st_ino)
+            return directory
+        if st.st_nlink > 1:
+            known = self.table.linked.get((st.st_dev, st.st_ino))
+            if known is not None:
+                self._another_name(known, parent, name, found)
+                return known
+        file = File(parent, name, found.dir, found.name)
+        file.data = found.data
+        self.table.add(file, st.st_dev, st.st_ino)
+        if st.st_nlink > 1:
+            self.table.add_link(file, st)
+        return file
+
+    def _another_name(self, file: File, parent: Directory, name: bytes, found: Found) -> None:
+        if file.dead:
+            # its last known name went, and here is one that was not known: no need for the descriptor any more
+            file.dir, file.real = found.dir, found.name
+            if file.pin >= 0:
+                os.close(file.pin)
+                file.pin = -1
+        self.table.add_name(file, parent, name)
+
+    # -- objects ----------------------------------------------------------------------------------------------
+
+    def find(self, parent: Directory, name: bytes, start: int = 0) -> Found | None:
+        """The object under a name, from the layers of `parent`. The first entry from the top decides."""
+        layers = parent.layers
+        for position in range(start, len(layers)):
+            layer = layers[position]
+            st = layer.stat(name)
+            branch = layer.branch
+            if branch.aufs and (name.startswith(marks.AUFS_PREFIX) or st is None):
+                if layer.aufs_hides(name):
+                    return None
+                continue
+            if st is None:
+                continue
+            form = S_IFMT(st.st_mode)
+            if form == S_IFDIR:
+                return self._directory(parent, position, name, st)
+            if layer.is_whiteout(name, st):
+                return None
+            if form == S_IFREG and not branch.is_last:
+                file_marks = read_file_marks(layer, name)
+                if file_marks.metacopy:
+                    return self._metacopy(parent, position, name, st, file_marks.redirect)
+            return Found(st, layer, name)
+        return None
+
+    def covered(self, parent: Directory, name: bytes) -> bool:
+        """Whether a layer below upper shows something under the name, so that only a whiteout can hide it."""
+        for layer in parent.lowers:
+            st = layer.stat(name)
+            if st is not None:
+                return not layer.is_whiteout(name, st)
+            if layer.aufs_hides(name):
+                return False
+        return False
+
+    def _directory(self, parent: Directory, position: int, name: bytes, st: os.stat_result) -> Found:
+        layer = parent.layers[position]
+        top = layer.child(name)
+        if layer.branch.is_last:
+            return Found(st, layer, name, (top,))
+        found = read_dir_marks(layer, name)
+        top.xwhiteouts = found.xwhiteouts
+        if found.opaque:
+            return Found(st, layer, name, (top,), found.redirect)
+        stack = [top]
+        lower_st = None
+        for base, real, below_st, xwhiteouts in self._below(parent, position, name, found.redirect, True):
+            part = base.child(real)
+            part.xwhiteouts = xwhiteouts
+            stack.append(part)
+            lower_st = lower_st or below_st
+        return Found(
+            st, layer, name, tuple(stack), found.redirect, lower_st=lower_st if layer.branch.writable else None
+        )
+
+    def _metacopy(
+        self, parent: Directory, position: int, name: bytes, st: os.stat_result, redirect: bytes | None
+    ) -> Found:
+        layer = parent.layers[position]
+        data = None
+        for base, real, _, _ in self._below(parent, position, name, redirect, False):
+            data = (base, real)
+        if data is None:
+            log.error("%r in branch %r is a metadata-only copy whose data are in no branch", name, layer.branch.path)
+            raise OSError(EIO, os.strerror(EIO), name)
+        return Found(st, layer, name, data=data)
+
+    def _below(
+        self, parent: Directory, position: int, name: bytes, redirect: bytes | None, want_dir: bool
+    ) -> Iterator[tuple[Dir, bytes, os.stat_result, bool]]:
+        """What the layers under `position` have that belongs to the entry there, topmost first.
+
+        A redirect changes the name that is looked for from there on; an absolute one is looked for from the root.
+        """
+        index = parent.layers[position].branch.index
+        path = redirect or name
+        while True:
+            source = self.root.layers if path.startswith(b"/") else parent.layers
+            for layer in source:
+                if layer.branch.index > index:
+                    break
+            else:
+                return
+            self._may_follow(redirect, name)
+            for layer in source:
+                if layer.branch.index <= index:
+                    continue
+                index = layer.branch.index
+                step = self._walk(layer, path, want_dir)
+                if step.found is not None:
+                    yield (*step.found, step.xwhiteouts)
+                if step.stop:
+                    return
+                if step.path is not path:
+                    redirect = path = step.path
+                    break  # look for another path, perhaps from the root, in the layers that are left
+            else:
+                return
+
+    def _may_follow(self, redirect: bytes | None, name: bytes) -> None:
+        if redirect is not None and not self.follow:
+            log.warning("%r has a redirect, which the option redirect_dir=nofollow refuses", name)
+            raise OSError(EPERM, os.strerror(EPERM), name)
+
+    def _walk(self, base: Dir, path: bytes, want_dir: bool) -> _Step:
+        """Look for a name, or for an absolute path component by component, in one layer."""
+        absolute = path.startswith(b"/")
+        components = path[1:].split(b"/") if absolute else [path]
+        stop = False
+        xwhiteouts = False
+        tail = path[1:] if absolute else path
+        for component in components:
+            rest = tail[len(component) :]
+            st = base.stat(component)
+            if st is None:
+                return _Step(None, stop, path)
+            if base.is_whiteout(component, st):
+                return _Step(None, True, path)
+            if S_IFMT(st.st_mode) == S_IFDIR:
+                if not rest and not want_dir:
+                    return _Step(None, True, path)
+                if not base.branch.is_last:
+                    found = read_dir_marks(base, component)
+                    xwhiteouts = found.xwhiteouts
+                    if found.opaque:
+                        stop = True
+                    elif found.redirect is not None:
+                        stop = stop and not found.redirect.startswith(b"/")
+                        path = marks.next_path(path, found.redirect, len(path) - len(tail), rest)
+            else:
+                if rest or want_dir or S_IFMT(st.st_mode) != S_IFREG:
+                    return _Step(None, True, path)
+                more = read_file_marks(base, component)
+                if base.branch.is_last or not more.metacopy:
+                    return _Step((base, component, st), True, path)
+                if more.redirect is not None:
+                    path = marks.next_path(path, more.redirect, len(path) - len(tail), rest)
+            if not rest:
+                return _Step((base, component, st), stop, path, xwhiteouts)
+            base = base.child(component)
+            tail = rest[1:]
+        raise AssertionError("a path has at least one component")
+
+    # -- listings ---------------------------------------------------------------------------------------------
+
+    def listing(self, directory: Directory) -> dict[bytes, int]:
+        """The names of a directory, each with the position of the layer whose entry wins."""
+        if directory.dead:
+            return {}
+        layers = directory.layers
+        if len(layers) == 1:
+            return merge_listings([(0, layers[0].entries())])
+        return merge_listings((position, layer.entries()) for position, layer in enumerate(layers))
+
+
+def attributes(node: Node) -> os.stat_result:
+    """lstat of the object; a metadata-only copy occupies the blocks of its data."""
+    if node.is_dir:
+        return node.stat()  # type: ignore[attr-defined,no-any-return]
+    assert isinstance(node, File)
+    st = node.stat()
+    if node.data is None:
+        return st
+    directory, name = node.data
+    below = os.stat(name, dir_fd=directory.fd(), follow_symlinks=False)
+    return with_blocks(st, below.st_blocks)
+
+
+def with_blocks(st: os.stat_result, blocks: int) -> os.stat_result:
+    """A copy of a stat result with another st_blocks."""
+    names = (
+        "st_atime", "st_mtime", "st_ctime", "st_atime_ns", "st_mtime_ns", "st_ctime_ns", "st_blksize", "st_rdev",
+    )  # fmt: skip
+    return os.stat_result(tuple(st)[:10], {**{key: getattr(st, key) for key in names}, "st_blocks": blocks})
+
+
+def link_count(node: Node, st: os.stat_result) -> int:
+    """st_nlink as the union shows it: 1 (not known) for a merged directory, as in the kernel's overlayfs."""
+    if node.is_dir:
+        if node.dead:
+            return 0
+        return 1 if len(node.layers) > 1 else st.st_nlink  # type: ignore[attr-defined]
+    assert isinstance(node, File)
+    if node.removed:
+        return max(0, st.st_nlink - node.removed)
+    return st.st_nlink

@@ -1,0 +1,216 @@
+"""Nodes: the objects of the union that the kernel knows about, and the table that finds them.
+
+A node is found by its number, by its place (parent and name), and, where an object has several names, by the
+device and inode number of the object. Owns the count of the kernel's references and the numbers: unique in the
+mount, the branch's own where that can be, and the same over copy_up.
+Knows no look-up and no changes; everything here is synchronous.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from pyunion.branch.dirs import Dir
+
+ROOT = 1
+_DEVICE_SHIFT = 48  # as the kernel's xino: the bits above say which file system a number is from
+_FIRST_MADE_UP = 1 << 62
+
+
+class Node:
+    """What file and directory nodes have in common. `parent` and `name` are its place in the union."""
+
+    __slots__ = ("dead", "ino", "lookups", "name", "parent")
+
+    is_dir = False
+
+    def __init__(self, parent: Directory | None, name: bytes) -> None:
+        self.ino = 0
+        self.lookups = 0  # references that the kernel has and has not given back by forget
+        self.parent = parent
+        self.name = name
+        self.dead = False  # has no name any more
+
+
+class File(Node):
+    """Anything but a directory. Its object is `real` in `dir`, or `pin`, a descriptor, once that name is gone."""
+
+    __slots__ = ("aliases", "data", "dir", "fds", "key", "pin", "real", "removed")
+
+    def __init__(self, parent: Directory, name: bytes, directory: Dir, real: bytes) -> None:
+        super().__init__(parent, name)
+        self.dir = directory
+        self.real = real
+        self.pin = -1
+        self.data: tuple[Dir, bytes] | None = None  # where the data are, for a metadata-only copy
+        self.fds: list[int] | None = None  # open descriptors, each of which is a file handle of the kernel's
+        self.key: tuple[int, int] | None = None  # device and inode number, where there are other names
+        self.aliases: list[tuple[Directory, bytes]] | None = None  # further names that were looked up
+        self.removed = 0  # names that were removed from the union while the object stays in a lower branch
+
+    @property
+    def in_upper(self) -> bool:
+        return self.dir.branch.writable
+
+    def address(self) -> tuple[int, bytes]:
+        """The object as pyunion.branch.objects wants it."""
+        return (self.pin, b"") if self.pin >= 0 else (self.dir.fd(), self.real)
+
+    def stat(self) -> os.stat_result:
+        if self.pin >= 0:
+            return os.fstat(self.pin)
+        return os.stat(self.real, dir_fd=self.dir.fd(), follow_symlinks=False)
+
+
+class Directory(Node):
+    """A directory with its layers, topmost first, and those of its entries that are nodes."""
+
+    __slots__ = ("children", "layers", "redirect")
+
+    is_dir = True
+
+    def __init__(self, parent: Directory | None, name: bytes, layers: tuple[Dir, ...]) -> None:
+        super().__init__(parent, name)
+        self.layers = layers
+        self.redirect: bytes | None = None  # what the mark on its upper directory says
+        self.children: dict[bytes, Node] = {}
+
+    @property
+    def in_upper(self) -> bool:
+        return self.layers[0].branch.writable
+
+    @property
+    def lowers(self) -> tuple[Dir, ...]:
+        return self.layers[1:] if self.in_upper else self.layers
+
+    def stat(self) -> os.stat_result:
+        return os.fstat(self.layers[0].fd())
+
+
+class Table:
+    """All nodes. The file system has one."""
+
+    def __init__(self, root: Directory, main_device: int) -> None:
+        root.ino = ROOT
+        root.lookups = 1
+        self.root = root
+        self.nodes: dict[int, Node] = {ROOT: root}
+        self.linked: dict[tuple[int, int], File] = {}
+        self._devices = {main_device: 0}
+        self._next_made_up = _FIRST_MADE_UP
+
+    def number(self, device: int, ino: int) -> int:
+        """The union's number for an object of a branch. It may be taken by another node, see add()."""
+        index = self._devices.setdefault(device, len(self._devices))
+        return ino if index == 0 else ino | index << _DEVICE_SHIFT
+
+    def add(self, node: Node, device: int, ino: int) -> None:
+        """Give the node its number and place. Where the branch's number is taken (a file that is gone but still
+        in use had it before, or a mount inside a branch repeats it) the node gets one that no branch has."""
+        number = ino if (index := self._devices.get(device)) == 0 else self.number(device, ino)
+        if number in self.nodes or ino >> _DEVICE_SHIFT and index != 0:
+            number = self._next_made_up
+            self._next_made_up += 1
+        node.ino = number
+        self.nodes[number] = node
+        if node.parent is not None:
+            node.parent.children[node.name] = node
+
+    def add_link(self, file: File, st: os.stat_result) -> None:
+        """Remember an object that has, or may have, several names."""
+        key = (st.st_dev, st.st_ino)
+        file.key = key
+        self.linked[key] = file
+
+    def forget_key(self, file: File) -> None:
+        if file.key is not None and self.linked.get(file.key) is file:
+            del self.linked[file.key]
+        file.key = None
+
+    def forget(self, counts: Iterable[tuple[int, int]]) -> None:
+        """The kernel gives references back: (number, count) pairs."""
+        for ino, count in counts:
+            node = self.nodes.get(ino)
+            if node is None:
+                continue
+            node.lookups -= count
+            if node.lookups <= 0:
+                self.release(node)
+
+    def release(self, node: Node | None) -> None:
+        """Drop a node that nobody refers to, and then its parents, as far as that holds for them."""
+        while node is not None and node.lookups <= 0 and node is not self.root:
+            if node.is_dir and node.children:  # type: ignore[attr-defined]
+                return
+            if self.nodes.get(node.ino) is not node:
+                return
+            del self.nodes[node.ino]
+            parent = node.parent
+            if parent is not None and parent.children.get(node.name) is node:
+                del parent.children[node.name]
+            if isinstance(node, File):
+                self._close_file(node)
+            elif isinstance(node, Directory):
+                for layer in node.layers:
+                    if layer.parent is not None:
+                        layer.close()
+            node = parent
+
+    def _close_file(self, file: File) -> None:
+        self.forget_key(file)
+        for parent, name in file.aliases or ():
+            if parent.children.get(name) is file:
+                del parent.children[name]
+                self.release(parent)
+        file.aliases = None
+        if file.pin >= 0:
+            os.close(file.pin)
+            file.pin = -1
+
+    # -- names ------------------------------------------------------------------------------------------------
+
+    def add_name(self, file: File, parent: Directory, name: bytes) -> None:
+        """A further name of a file, by a look-up or a link."""
+        if file.dead:
+            file.parent, file.name, file.dead = parent, name, False
+        else:
+            if file.aliases is None:
+                file.aliases = []
+            file.aliases.append((parent, name))
+        parent.children[name] = file
+
+    def drop_name(self, node: Node) -> None:
+        """The name (node.parent, node.name) is gone; a file goes on under another of its names if it has one."""
+        parent = node.parent
+        assert parent is not None
+        if parent.children.get(node.name) is node:
+            del parent.children[node.name]
+        if isinstance(node, File) and node.aliases:
+            node.parent, node.name = node.aliases.pop()
+            if node.in_upper:
+                node.dir, node.real = node.parent.layers[0], node.name
+        else:
+            node.dead = True
+        self.release(parent)
+
+    def make_primary(self, file: File, parent: Directory, name: bytes) -> None:
+        """Let (parent, name), one of the file's names, be the one that the next change is about."""
+        if file.parent is parent and file.name == name or not file.aliases:
+            return
+        file.aliases.remove((parent, name))
+        assert file.parent is not None
+        file.aliases.append((file.parent, file.name))
+        file.parent, file.name = parent, name
+        if file.in_upper:
+            file.dir, file.real = parent.layers[0], name
+
+    def move(self, node: Node, parent: Directory, name: bytes) -> None:
+        """The node's place is another one now."""
+        old = node.parent
+        assert old is not None
+        if old.children.get(node.name) is node:
+            del old.children[node.name]
+        node.parent, node.name = parent, name
+        parent.children[name] = node
+        self.release(old)

@@ -1,0 +1,81 @@
+"""Removing names: unlink and rmdir.
+
+Owns when a whiteout is left behind (something below would show again) and what an object that is still in use
+goes on by. Everything here is synchronous.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EISDIR, ENOTDIR, ENOTEMPTY
+
+from pyunion.branch import objects
+from pyunion.fs.copier import Copier
+from pyunion.fs.lookup import Lookup
+from pyunion.fs.nodes import Directory, File, Table
+
+
+class Remove:
+    """Removes names from the union."""
+
+    def __init__(self, table: Table, lookup: Lookup, copier: Copier) -> None:
+        self._table = table
+        self._lookup = lookup
+        self._copier = copier
+
+    def file(self, parent: Directory, name: bytes) -> None:
+        """unlink(2)."""
+        work = self._copier.work
+        node = self._lookup.existing(parent, name)
+        if not isinstance(node, File):
+            raise OSError(EISDIR, os.strerror(EISDIR), name)
+        self._table.make_primary(node, parent, name)
+        if node.in_upper:
+            into = parent.layers[0]
+            keep_open(node)
+            if self._lookup.covered(parent, name):
+                work.whiteout_over(into, name, is_dir=False)
+            else:
+                os.unlink(name, dir_fd=into.fd())
+        else:
+            work.whiteout(self._copier.directory(parent), name)
+            node.removed += 1
+        self._dropped(node)
+
+    def directory(self, parent: Directory, name: bytes) -> None:
+        """rmdir(2) of a directory that looks empty, whatever whiteouts it holds."""
+        work = self._copier.work
+        node = self._lookup.existing(parent, name)
+        if not isinstance(node, Directory):
+            raise OSError(ENOTDIR, os.strerror(ENOTDIR), name)
+        self.require_empty(node)
+        if node.in_upper:
+            into = parent.layers[0]
+            node.layers[0].pin()
+            if self._lookup.covered(parent, name):
+                work.whiteout_over(into, name, is_dir=True)
+            else:
+                try:
+                    os.rmdir(name, dir_fd=into.fd())
+                except OSError as error:
+                    if error.errno != ENOTEMPTY:
+                        raise
+                    work.take_out(into, name)
+        else:
+            work.whiteout(self._copier.directory(parent), name)
+        self._dropped(node)
+
+    def require_empty(self, node: Directory) -> None:
+        """Raises ENOTEMPTY unless the directory looks empty in the union."""
+        if self._lookup.listing(node):
+            raise OSError(ENOTEMPTY, os.strerror(ENOTEMPTY), node.name)
+
+    def _dropped(self, node: File | Directory) -> None:
+        self._table.drop_name(node)
+        self._table.release(node)  # where the kernel never knew it
+
+
+def keep_open(node: File) -> None:
+    """Before a file in upper loses the last name that is known: go on by a descriptor."""
+    if node.pin < 0 and not node.aliases:
+        node.pin = os.open(node.real, objects.PIN, dir_fd=node.dir.fd())

@@ -1,0 +1,121 @@
+"""The session with the kernel: mounting, serving, unmounting.
+
+Owns the mount options and the end of the mount: on a signal it unmounts, waits while somebody keeps the mount
+busy, and detaches it only when it is asked a second time. Branches and the file system are built elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from errno import EBUSY, EINVAL, EPERM
+
+import pyfuse3
+import trio
+
+from pyunion.branch import syscalls
+from pyunion.errors import ExitCode, PyunionError
+from pyunion.fs.filesystem import FileSystem
+from pyunion.fuse import readiness
+from pyunion.fuse.operations import Operations
+
+log = logging.getLogger(__name__)
+
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_RETRY_S = 0.2
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Session:
+    """One mount, from mount(2) to its end."""
+
+    def __init__(
+        self, fs: FileSystem, mountpoint: bytes, fsname: str, flags: Sequence[str], read_only: bool
+    ) -> None:
+        self._fs = fs
+        self._mountpoint = mountpoint
+        self._wait = readiness.install()
+        options = {f"fsname={fsname}", "subtype=pyunion", "default_permissions", *flags}
+        if os.geteuid() == 0:
+            options.add("allow_other")
+        if read_only:
+            options.add("ro")
+        try:
+            pyfuse3.init(Operations(fs), os.fsdecode(mountpoint), options)
+        except RuntimeError:
+            raise PyunionError(
+                f"cannot mount on {os.fsdecode(mountpoint)}: the kernel or fusermount3 refused; "
+                "see the line above, or the system's log",
+                ExitCode.MOUNT,
+            ) from None
+
+    async def serve(self, ready: Callable[[], None], stopping: Callable[[], None]) -> None:
+        """Answer requests until the mount ends; `ready` is called when it answers."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._handle_signals, stopping)
+            nursery.start_soon(self._announce, ready)
+            await pyfuse3.main()
+            nursery.cancel_scope.cancel()
+
+    async def _announce(self, ready: Callable[[], None]) -> None:
+        await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+        ready()
+
+    async def _handle_signals(
+        self, stopping: Callable[[], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(*_SIGNALS) as received:
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                first = True
+                async for number in received:
+                    log.info("%s: unmounting %s", signal.Signals(number).name, os.fsdecode(self._mountpoint))
+                    if first:
+                        first = False
+                        stopping()
+                        nursery.start_soon(self._unmount_when_free)
+                    else:
+                        await self._try_unmount(detach=True)
+
+    async def _unmount_when_free(self) -> None:
+        told = False
+        while not await self._try_unmount(detach=False):
+            if not told:
+                log.warning(
+                    "%s is busy (%d open files); it is unmounted when they are closed, a second signal detaches it",
+                    os.fsdecode(self._mountpoint),
+                    len(self._fs.files),
+                )
+                told = True
+            await trio.sleep(_RETRY_S)
+
+    async def _try_unmount(self, detach: bool) -> bool:
+        """Unmount; False when it is busy. In a thread, as the kernel asks us to write back what it holds."""
+        try:
+            await trio.to_thread.run_sync(_unmount, self._mountpoint, detach)
+        except OSError as error:
+            if error.errno == EBUSY:
+                return False
+            if error.errno != EINVAL:  # not mounted any more: somebody else was faster
+                log.error("cannot unmount %s: %s", os.fsdecode(self._mountpoint), error.strerror)
+        return True
+
+    def close(self) -> None:
+        """Give the session back. A mount point that is still mounted is left dead (ENOTCONN), never empty."""
+        self._wait.stop_ticking()
+        pyfuse3.close(unmount=False)
+
+
+def _unmount(mountpoint: bytes, detach: bool) -> None:
+    try:
+        syscalls.umount2(mountpoint, _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0))
+    except OSError as error:
+        if error.errno != EPERM:
+            raise
+        command = ["fusermount3", "-u", *(["-z"] if detach else []), "--", mountpoint]
+        if subprocess.run(command, check=False, capture_output=True).returncode:
+            raise OSError(EBUSY, os.strerror(EBUSY)) from None
