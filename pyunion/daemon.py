@@ -58,7 +58,8 @@ def _build(config: MountConfig, cache: DirCache, stack: ExitStack) -> FileSystem
     work: Work | None = None
     features: UpperFeatures | None = None
     if writable:
-        assert config.upper is not None and config.work is not None
+        assert config.upper is not None
+        assert config.work is not None
         opening.lock_directory(config.upper, stack)
         work_root = opening.lock_directory(config.work, stack)
         work_fd = opening.open_work(work_root, config.work)

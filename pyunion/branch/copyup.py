@@ -1,4 +1,4 @@
-"""Building a faithful copy of a lower object in the work directory, from where one rename puts it into upper.
+"""Building a faithful copy of a lower object in the work directory; one rename then puts it into upper.
 
 Owns what a copy consists of: data (shared, or copied with its holes), owner, mode, xattrs, times. Nothing here
 decides when or where to copy; stage_file is made to run in a worker thread and touches no shared state.
@@ -7,8 +7,9 @@ decides when or where to copy; stage_file is made to run in a worker thread and 
 from __future__ import annotations
 
 import os
-from errno import EINVAL, ENODATA, ENOSYS, ENOTSUP, ENXIO, EOPNOTSUPP, EPERM, EXDEV
+from errno import EINVAL, ENOSYS, ENOTSUP, ENXIO, EOPNOTSUPP, EPERM, EXDEV
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IMODE
+from typing import NamedTuple
 
 from pyunion.branch import objects, syscalls
 from pyunion.union import marks
@@ -19,10 +20,18 @@ _CANNOT_SHARE = (EXDEV, EINVAL, ENOSYS, EOPNOTSUPP, ENOTSUP, EPERM)
 _STAGE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
+class Source(NamedTuple):
+    """An open regular file to be copied. A metadata-only copy has its data in another file."""
+
+    fd: int
+    data_fd: int
+    st: os.stat_result
+
+
 def stage_file(
-    work_fd: int, name: bytes, src_fd: int, st: os.stat_result, size: int, prefix: bytes | None, sync: bool
+    work_fd: int, name: bytes, source: Source, size: int, prefix: bytes | None, sync: bool
 ) -> None:
-    """Make `name` in the work directory a copy of the open regular file, with its first `size` bytes only.
+    """Make `name` in the work directory a copy of a regular file, with its first `size` bytes only.
 
     With `sync` the data are on disk before this returns, so that a rename can never put a short file in place.
     On failure nothing is left behind. Raises OSError.
@@ -30,8 +39,8 @@ def stage_file(
     fd = os.open(name, _STAGE, 0o600, dir_fd=work_fd)
     try:
         if size:
-            copy_data(src_fd, fd, size)
-        _dress_file(fd, src_fd, st, prefix)
+            copy_data(source.data_fd, fd, size)
+        _dress_file(fd, source, prefix)
         if sync and size:
             os.fsync(fd)
     except BaseException:
@@ -41,13 +50,13 @@ def stage_file(
         os.close(fd)
 
 
-def stage_metadata(work_fd: int, name: bytes, src_fd: int, st: os.stat_result, prefix: bytes) -> None:
+def stage_metadata(work_fd: int, name: bytes, source: Source, prefix: bytes) -> None:
     """Make `name` in the work directory a metadata-only copy: all holes, its data still in the layer below."""
     fd = os.open(name, _STAGE, 0o600, dir_fd=work_fd)
     try:
-        os.ftruncate(fd, st.st_size)
+        os.ftruncate(fd, source.st.st_size)
         os.setxattr(fd, prefix + marks.METACOPY, b"")
-        _dress_file(fd, src_fd, st, prefix)
+        _dress_file(fd, source, prefix)
     except BaseException:
         os.unlink(name, dir_fd=work_fd)
         raise
@@ -73,9 +82,8 @@ def stage_other(
             syscalls.chmod_nofollow(work_fd, name, S_IMODE(st.st_mode))
         for key in objects.list_xattr(src_fd, src_name):
             if not (prefix and marks.is_mark(key, prefix)):
-                _copy_xattr(
-                    objects.path(src_fd, src_name), objects.path(work_fd, name), key, follow_source=not src_name
-                )
+                value = objects.get_xattr(src_fd, src_name, key)
+                _set_xattr(objects.path(work_fd, name), key, value, follow_symlinks=False)
         objects.utime(work_fd, name, st.st_atime_ns, st.st_mtime_ns)
     except BaseException:
         if form == S_IFDIR:
@@ -85,13 +93,14 @@ def stage_other(
         raise
 
 
-def _dress_file(fd: int, src_fd: int, st: os.stat_result, prefix: bytes | None) -> None:
+def _dress_file(fd: int, source: Source, prefix: bytes | None) -> None:
     """Owner before mode, as chown clears setuid; xattrs after both, as file capabilities go with a chown;
     times last."""
+    st = source.st
     os.fchown(fd, st.st_uid, st.st_gid)
     os.fchmod(fd, S_IMODE(st.st_mode))
     try:
-        keys = os.listxattr(src_fd)
+        keys = os.listxattr(source.fd)
     except OSError as error:
         if error.errno != ENOTSUP:
             raise
@@ -99,19 +108,15 @@ def _dress_file(fd: int, src_fd: int, st: os.stat_result, prefix: bytes | None) 
     for text in keys:
         key = os.fsencode(text)
         if not (prefix and marks.is_mark(key, prefix)):
-            _copy_xattr(src_fd, fd, key)
+            _set_xattr(fd, key, os.getxattr(source.fd, key))
     os.utime(fd, ns=(st.st_atime_ns, st.st_mtime_ns))
 
 
-def _copy_xattr(src: int | bytes, dst: int | bytes, key: bytes, follow_source: bool = False) -> None:
+def _set_xattr(target: int | bytes, key: bytes, value: bytes, follow_symlinks: bool = True) -> None:
     """Only what protects a file (ACLs, security.*) must come along to a file system that has no such xattrs."""
-    nofollow = {"follow_symlinks": False} if isinstance(dst, bytes) else {}
-    source = {"follow_symlinks": follow_source} if isinstance(src, bytes) else {}
     try:
-        os.setxattr(dst, key, os.getxattr(src, key, **source), **nofollow)
+        os.setxattr(target, key, value, follow_symlinks=follow_symlinks)
     except OSError as error:
-        if error.errno == ENODATA:
-            return
         if error.errno != ENOTSUP or key.startswith((b"system.posix_acl", b"security.")):
             raise
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from stat import S_IFREG, S_IFMT
+from errno import ENAMETOOLONG
+from stat import S_ISREG
 
 from pyunion.branch import objects
 from pyunion.union import marks
@@ -152,17 +153,19 @@ class Dir:
         except FileNotFoundError:
             return None
         except OSError as error:
-            # a name too long for this branch is not in it; what the mount itself allows is checked above
-            if error.errno == 36:
+            if error.errno == ENAMETOOLONG:  # for this branch's file system: then it does not have the name
                 return None
             raise
 
+    def kind(self, name: bytes, st: os.stat_result) -> Kind:
+        """What the entry is as far as merging cares, whiteouts in xattr form included."""
+        if self.xwhiteouts and st.st_size == 0 and S_ISREG(st.st_mode) and self._has_xwhiteout(name):
+            return Kind.WHITEOUT
+        return kind_of(st.st_mode, st.st_rdev)
+
     def is_whiteout(self, name: bytes, st: os.stat_result) -> bool:
         """Whether the entry hides what the layers below have under its name."""
-        mode = st.st_mode
-        if S_IFMT(mode) != S_IFREG:
-            return kind_of(mode, st.st_rdev) is Kind.WHITEOUT
-        return self.xwhiteouts and st.st_size == 0 and self._has_xwhiteout(name)
+        return self.kind(name, st) is Kind.WHITEOUT
 
     def aufs_hides(self, name: bytes) -> bool:
         """Whether an AUFS/OCI `.wh.` mark hides the name in the layers below (branches with that option)."""

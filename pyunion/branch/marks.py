@@ -6,7 +6,7 @@ What the marks mean is pyunion/union/marks.py; this module knows where they are 
 from __future__ import annotations
 
 import logging
-import os
+from errno import EOPNOTSUPP
 from typing import NamedTuple
 
 from pyunion.branch import objects
@@ -25,7 +25,7 @@ class DirMarks(NamedTuple):
 
 
 _NO_MARKS = DirMarks()
-_SKIP = os.fsencode("overlay.")
+_ANY_MARK = b".overlay."
 
 
 def read_dir_marks(parent: Dir, name: bytes) -> DirMarks:
@@ -35,7 +35,7 @@ def read_dir_marks(parent: Dir, name: bytes) -> DirMarks:
         return DirMarks(opaque=True)
     fd = parent.fd()
     keys = objects.list_xattr(fd, name)
-    if not any(_SKIP in key for key in keys):
+    if not any(_ANY_MARK in key for key in keys):
         return _NO_MARKS
     opaque = None
     redirect = None
@@ -107,5 +107,5 @@ def clear_metacopy(fd: int, name: bytes, branch: Branch) -> None:
 
 def _prefix(branch: Branch) -> bytes:
     if branch.xattr_prefix is None:
-        raise OSError(95, os.strerror(95), branch.path)  # EOPNOTSUPP: the upper has no xattrs
+        raise OSError(EOPNOTSUPP, "the upper's file system has no xattrs", branch.path)
     return branch.xattr_prefix

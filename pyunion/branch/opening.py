@@ -10,6 +10,7 @@ import errno
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -20,6 +21,10 @@ from pyunion.errors import ExitCode, PyunionError
 from pyunion.union import marks
 
 log = logging.getLogger(__name__)
+
+# umount(8) returns a moment before the daemon of that mount has ended and given its locks back.
+_LOCK_WAIT_S = 1.0
+_LOCK_RETRY_S = 0.01
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PATH_DIR = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -85,15 +90,21 @@ def lock_directory(path: bytes, stack: ExitStack) -> int:
     """
     fd = open_directory(path, _DIR)
     stack.callback(os.close, fd)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise PyunionError(
-            f"{os.fsdecode(path)} is in use by {_lock_holder(fd)}; unmount that first", ExitCode.BUSY
-        ) from None
-    except OSError as error:
-        log.warning("cannot lock %r (%s): nothing keeps a second daemon from it", path, error.strerror)
-    return fd
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise PyunionError(
+                    f"{os.fsdecode(path)} is in use by {_lock_holder(fd)}; unmount that first", ExitCode.BUSY
+                ) from None
+            time.sleep(_LOCK_RETRY_S)
+        except OSError as error:
+            log.warning("cannot lock %r (%s): nothing keeps a second daemon from it", path, error.strerror)
+            return fd
+        else:
+            return fd
 
 
 def _lock_holder(fd: int) -> str:

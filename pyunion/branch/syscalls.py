@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+from errno import ENOSYS, EPERM
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -64,9 +65,9 @@ def chmod_nofollow(dirfd: int, name: bytes, mode: int) -> None:
         if _libc.syscall(_FCHMODAT2, dirfd, name, mode, AT_SYMLINK_NOFOLLOW) == 0:
             return
         number = ctypes.get_errno()
-        if number not in (38, 1):  # ENOSYS; EPERM is what some seccomp filters give for an unknown call
+        if number not in (ENOSYS, EPERM):  # EPERM is what some seccomp filters give for an unknown call
             raise OSError(number, os.strerror(number), name)
-        if number == 38:
+        if number == ENOSYS:
             _have_fchmodat2 = False
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
     try:
@@ -99,7 +100,7 @@ def keep_capabilities_over_setfsuid() -> bool:
 
     Returns whether it worked; it needs CAP_SETPCAP. Threads started later inherit it.
     """
-    bits = _libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
+    bits: int = _libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
     return bits >= 0 and _libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0) == 0
 
 

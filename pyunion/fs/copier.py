@@ -7,7 +7,7 @@ synchronous, so that no other request sees half of it. What a copy consists of i
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from errno import ENOENT, EROFS
 from stat import S_ISREG
 
@@ -107,26 +107,23 @@ class Copier:
         if not S_ISREG(st.st_mode):
             staged = work.stage(fd, name, st)
         else:
-            where = file.data or (file.dir, file.real)
-            source = objects.open_file(where[0].fd(), where[1], os.O_RDONLY)
-            try:
-                staged = work.temp_name()
-                if metadata_only and st.st_size and not file.dead and not file.aliases and st.st_nlink == 1:
+            staged = work.temp_name()
+            alone = st.st_nlink == 1 and not file.aliases and not file.dead
+            with ExitStack() as stack:
+                source = _open_source(file, st, stack)
+                if metadata_only and alone and st.st_size:
                     assert work.xattr_prefix is not None
-                    copyup.stage_metadata(work.fd, staged, source, st, work.xattr_prefix)
-                    data = where
+                    copyup.stage_metadata(work.fd, staged, source, work.xattr_prefix)
+                    data = file.data or (file.dir, file.real)
                 else:
-                    await self._stage_data(work, staged, source, st, size)
-            finally:
-                os.close(source)
+                    await self._stage_data(work, staged, source, size)
         self._publish(work, file, staged, st.st_nlink > 1)
         file.data = data
 
-    async def _stage_data(
-        self, work: Work, staged: bytes, source: int, st: os.stat_result, size: int | None
-    ) -> None:
-        wanted = st.st_size if size is None else min(size, st.st_size)
-        arguments = (work.fd, staged, source, st, wanted, work.xattr_prefix, work.sync)
+    @staticmethod
+    async def _stage_data(work: Work, staged: bytes, source: copyup.Source, size: int | None) -> None:
+        wanted = source.st.st_size if size is None else min(size, source.st.st_size)
+        arguments = (work.fd, staged, source, wanted, work.xattr_prefix, work.sync)
         if wanted:
             await trio.to_thread.run_sync(copyup.stage_file, *arguments)
         else:
@@ -156,12 +153,12 @@ class Copier:
             work.discard(staged)
             raise
         self._put(work, staged, into, file.name)
+        file.dir, file.real = into, file.name
         for parent, name in file.aliases or ():
             os.link(
                 file.name, name,
                 src_dir_fd=into.fd(), dst_dir_fd=self.directory(parent).fd(), follow_symlinks=False,
             )  # fmt: skip
-        file.dir, file.real = into, file.name
 
     def _swap_descriptors(self, file: File) -> None:
         """Descriptors that were opened on the lower file read the copy from now on: dup2(2) keeps their numbers,
@@ -193,3 +190,15 @@ class Copier:
             branch_marks.clear_metacopy(*file.address(), file.dir.branch)
         file.data = None
         self._swap_descriptors(file)
+
+
+def _open_source(file: File, st: os.stat_result, stack: ExitStack) -> copyup.Source:
+    """Open a lower file for copying; `stack` closes it."""
+    fd = objects.open_file(*file.address(), os.O_RDONLY)
+    stack.callback(os.close, fd)
+    if file.data is None:
+        return copyup.Source(fd, fd, st)
+    directory, name = file.data
+    data_fd = objects.open_file(directory.fd(), name, os.O_RDONLY)
+    stack.callback(os.close, data_fd)
+    return copyup.Source(fd, data_fd, st)

@@ -47,6 +47,7 @@ class FileSystem:
         self.root_number = st.st_ino  # what stat shows for the root, whose node number is always 1
         self.cache: DirCache = branches[0].cache
         self.statfs_fd = root.layers[0].fd()
+        self.name_max = os.fstatvfs(self.statfs_fd).f_namemax
         self.settings = settings
         self.table = Table(root, os.fstat(self.statfs_fd).st_dev)
         self.lookup = Lookup(self.table, settings.follow_redirects)

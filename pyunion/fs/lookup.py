@@ -10,14 +10,14 @@ import logging
 import os
 from collections.abc import Iterator
 from errno import EIO, ENOENT, EPERM
-from stat import S_IFDIR, S_IFMT, S_IFREG
+from stat import S_ISREG
 from typing import NamedTuple
 
 from pyunion.branch.dirs import Dir
 from pyunion.branch.marks import read_dir_marks, read_file_marks
 from pyunion.fs.nodes import Directory, File, Node, Table
 from pyunion.union import marks
-from pyunion.union.merge import merge_listings
+from pyunion.union.merge import Kind, merge_listings
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Found(NamedTuple):
     dir: Dir  # where its topmost part is
     name: bytes  # and under which name
     layers: tuple[Dir, ...] = ()  # a directory's layers
-    redirect: bytes | None = None
+    redirect: bytes | None = None  # of its directory in upper
     data: tuple[Dir, bytes] | None = None  # where the data of a metadata-only copy are
     lower_st: os.stat_result | None = None  # of the topmost lower part, which has the number
 
@@ -90,11 +90,10 @@ class Lookup:
             shown = found.lower_st or st
             self.table.add(directory, shown.st_dev, shown.st_ino)
             return directory
-        if st.st_nlink > 1:
-            known = self.table.linked.get((st.st_dev, st.st_ino))
-            if known is not None:
-                self._another_name(known, parent, name, found)
-                return known
+        known = self.table.linked.get((st.st_dev, st.st_ino)) if self.table.linked else None
+        if known is not None:
+            self._another_name(known, parent, name, found)
+            return known
         file = File(parent, name, found.dir, found.name)
         file.data = found.data
         self.table.add(file, st.st_dev, st.st_ino)
@@ -126,12 +125,12 @@ class Lookup:
                 continue
             if st is None:
                 continue
-            form = S_IFMT(st.st_mode)
-            if form == S_IFDIR:
+            kind = layer.kind(name, st)
+            if kind is Kind.DIRECTORY:
                 return self._directory(parent, position, name, st)
-            if layer.is_whiteout(name, st):
+            if kind is Kind.WHITEOUT:
                 return None
-            if form == S_IFREG and not branch.is_last:
+            if not branch.is_last and S_ISREG(st.st_mode):
                 file_marks = read_file_marks(layer, name)
                 if file_marks.metacopy:
                     return self._metacopy(parent, position, name, st, file_marks.redirect)
@@ -155,8 +154,9 @@ class Lookup:
             return Found(st, layer, name, (top,))
         found = read_dir_marks(layer, name)
         top.xwhiteouts = found.xwhiteouts
+        own_redirect = found.redirect if layer.branch.writable else None
         if found.opaque:
-            return Found(st, layer, name, (top,), found.redirect)
+            return Found(st, layer, name, (top,), own_redirect)
         stack = [top]
         lower_st = None
         for base, real, below_st, xwhiteouts in self._below(parent, position, name, found.redirect, True):
@@ -164,9 +164,9 @@ class Lookup:
             part.xwhiteouts = xwhiteouts
             stack.append(part)
             lower_st = lower_st or below_st
-        return Found(
-            st, layer, name, tuple(stack), found.redirect, lower_st=lower_st if layer.branch.writable else None
-        )
+        if not layer.branch.writable:
+            lower_st = None  # the top itself is the topmost lower part
+        return Found(st, layer, name, tuple(stack), own_redirect, lower_st=lower_st)
 
     def _metacopy(
         self, parent: Directory, position: int, name: bytes, st: os.stat_result, redirect: bytes | None
@@ -229,11 +229,10 @@ class Lookup:
             st = base.stat(component)
             if st is None:
                 return _Step(None, stop, path)
-            if base.is_whiteout(component, st):
-                return _Step(None, True, path)
-            if S_IFMT(st.st_mode) == S_IFDIR:
-                if not rest and not want_dir:
-                    return _Step(None, True, path)
+            kind = base.kind(component, st)
+            if kind is Kind.WHITEOUT or (kind is Kind.DIRECTORY) != bool(want_dir or rest):
+                return _Step(None, True, path)  # hidden from here on; only like merges with like
+            if kind is Kind.DIRECTORY:
                 if not base.branch.is_last:
                     found = read_dir_marks(base, component)
                     xwhiteouts = found.xwhiteouts
@@ -243,7 +242,7 @@ class Lookup:
                         stop = stop and not found.redirect.startswith(b"/")
                         path = marks.next_path(path, found.redirect, len(path) - len(tail), rest)
             else:
-                if rest or want_dir or S_IFMT(st.st_mode) != S_IFREG:
+                if not S_ISREG(st.st_mode):
                     return _Step(None, True, path)
                 more = read_file_marks(base, component)
                 if base.branch.is_last or not more.metacopy:

@@ -21,7 +21,7 @@ _FIRST_MADE_UP = 1 << 62
 class Node:
     """What file and directory nodes have in common. `parent` and `name` are its place in the union."""
 
-    __slots__ = ("dead", "ino", "lookups", "name", "parent")
+    __slots__ = ("dead", "ino", "lookups", "name", "parent", "removed")
 
     is_dir = False
 
@@ -31,12 +31,13 @@ class Node:
         self.parent = parent
         self.name = name
         self.dead = False  # has no name any more
+        self.removed = 0  # names that were removed from the union while the object stays in a lower branch
 
 
 class File(Node):
     """Anything but a directory. Its object is `real` in `dir`, or `pin`, a descriptor, once that name is gone."""
 
-    __slots__ = ("aliases", "data", "dir", "fds", "key", "pin", "real", "removed")
+    __slots__ = ("aliases", "data", "dir", "fds", "key", "pin", "real")
 
     def __init__(self, parent: Directory, name: bytes, directory: Dir, real: bytes) -> None:
         super().__init__(parent, name)
@@ -47,7 +48,6 @@ class File(Node):
         self.fds: list[int] | None = None  # open descriptors, each of which is a file handle of the kernel's
         self.key: tuple[int, int] | None = None  # device and inode number, where there are other names
         self.aliases: list[tuple[Directory, bytes]] | None = None  # further names that were looked up
-        self.removed = 0  # names that were removed from the union while the object stays in a lower branch
 
     @property
     def in_upper(self) -> bool:
@@ -100,16 +100,14 @@ class Table:
         self._devices = {main_device: 0}
         self._next_made_up = _FIRST_MADE_UP
 
-    def number(self, device: int, ino: int) -> int:
-        """The union's number for an object of a branch. It may be taken by another node, see add()."""
-        index = self._devices.setdefault(device, len(self._devices))
-        return ino if index == 0 else ino | index << _DEVICE_SHIFT
-
     def add(self, node: Node, device: int, ino: int) -> None:
         """Give the node its number and place. Where the branch's number is taken (a file that is gone but still
         in use had it before, or a mount inside a branch repeats it) the node gets one that no branch has."""
-        number = ino if (index := self._devices.get(device)) == 0 else self.number(device, ino)
-        if number in self.nodes or ino >> _DEVICE_SHIFT and index != 0:
+        index = self._devices.get(device)
+        if index is None:
+            index = self._devices[device] = len(self._devices)
+        number = ino | index << _DEVICE_SHIFT
+        if number in self.nodes or (index and ino >> _DEVICE_SHIFT):
             number = self._next_made_up
             self._next_made_up += 1
         node.ino = number
@@ -196,7 +194,7 @@ class Table:
 
     def make_primary(self, file: File, parent: Directory, name: bytes) -> None:
         """Let (parent, name), one of the file's names, be the one that the next change is about."""
-        if file.parent is parent and file.name == name or not file.aliases:
+        if (file.parent is parent and file.name == name) or not file.aliases:
             return
         file.aliases.remove((parent, name))
         assert file.parent is not None

@@ -177,7 +177,8 @@ class Rename:
     def _exchange(self, one: Node, one_dir: Dir, other: Node, other_dir: Dir) -> None:
         one_parent, one_name = one.parent, one.name
         other_parent, other_name = other.parent, other.name
-        assert one_parent is not None and other_parent is not None
+        assert one_parent is not None
+        assert other_parent is not None
         self._mark(one, other_parent)
         self._mark(other, one_parent)
         syscalls.renameat2(one_dir.fd(), one_name, other_dir.fd(), other_name, EXCHANGE)

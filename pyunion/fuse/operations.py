@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from errno import ENOSYS
+from errno import ENAMETOOLONG, ENOSYS
 from stat import S_IMODE
 from typing import Any
 
@@ -38,7 +38,7 @@ class Operations(pyfuse3.Operations):
         self._fs = fs
         self._nodes = fs.table.nodes
         self._missing = EntryAttributes()  # the answer "no such name", which the kernel keeps
-        self._missing.st_ino = 0  # type: ignore[assignment]
+        self._missing.st_ino = pyfuse3.InodeT(0)
         self._missing.entry_timeout = FOREVER_S
 
     def init(self) -> None:
@@ -51,7 +51,7 @@ class Operations(pyfuse3.Operations):
         attr.st_ino = node.ino
         attr.entry_timeout = attr.attr_timeout = FOREVER_S
         attr.st_mode = st.st_mode
-        attr.st_nlink = st.st_nlink if not (node.is_dir or node.removed) else link_count(node, st)  # type: ignore[attr-defined]
+        attr.st_nlink = st.st_nlink if not (node.is_dir or node.removed) else link_count(node, st)
         attr.st_uid = st.st_uid
         attr.st_gid = st.st_gid
         attr.st_rdev = st.st_rdev
@@ -71,7 +71,7 @@ class Operations(pyfuse3.Operations):
     def _stat(self, node: Node, st: os.stat_result) -> EntryAttributes:
         attr = self._attr(node, st)
         if node.ino == ROOT:
-            attr.st_ino = self._fs.root_number  # type: ignore[assignment]
+            attr.st_ino = self._fs.root_number
         return attr
 
     # -- look-up and attributes -------------------------------------------------------------------------------
@@ -81,6 +81,8 @@ class Operations(pyfuse3.Operations):
         fs = self._fs
         if len(fs.cache) > fs.cache.limit:
             fs.cache.trim()
+        if len(name) > fs.name_max:
+            raise pyfuse3.FUSEError(ENAMETOOLONG)
         entry = fs.lookup.child(fs.directory(parent), name)
         return self._missing if entry is None else self._entry(*entry)
 
@@ -186,7 +188,7 @@ class Operations(pyfuse3.Operations):
         files = self._fs.files
         written = files.write(fh, offset, data)
         while files.changed_modes:
-            pyfuse3.invalidate_inode(files.changed_modes.pop(), attr_only=True)  # type: ignore[arg-type]
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(files.changed_modes.pop()), attr_only=True)
         return written
 
     @guarded

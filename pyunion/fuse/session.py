@@ -86,7 +86,7 @@ class Session:
         while not await self._try_unmount(detach=False):
             if not told:
                 log.warning(
-                    "%s is busy (%d open files); it is unmounted when they are closed, a second signal detaches it",
+                    "%s is busy (%d open files): unmounting once they are closed; a second signal detaches it",
                     os.fsdecode(self._mountpoint),
                     len(self._fs.files),
                 )
@@ -116,6 +116,6 @@ def _unmount(mountpoint: bytes, detach: bool) -> None:
     except OSError as error:
         if error.errno != EPERM:
             raise
-        command = ["fusermount3", "-u", *(["-z"] if detach else []), "--", mountpoint]
+        command = ["fusermount3", "-u", *(["-z"] if detach else []), "--", os.fsdecode(mountpoint)]
         if subprocess.run(command, check=False, capture_output=True).returncode:
             raise OSError(EBUSY, os.strerror(EBUSY)) from None

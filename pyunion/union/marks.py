@@ -25,9 +25,9 @@ AUFS_OPAQUE = b".wh..wh..opq"
 
 
 def visible_name(name: bytes, prefix: bytes) -> bytes | None:
-    """What a branch's xattr is called through the mount; None for a mark of this mount, which nobody sees.
+    """What a branch's xattr is called through the mount; None for a mark of this mount, which is not seen.
 
-    A mark of a union inside this one is stored escaped, as PREFIXoverlay.NAME, and shown with one level removed.
+    A mark of a union inside this one is stored escaped, as PREFIXoverlay.NAME; it shows with one level removed.
     """
     if not name.startswith(prefix):
         return name

@@ -30,11 +30,6 @@ def kind_of(mode: int, rdev: int) -> Kind:
     return Kind.OTHER
 
 
-def merges(above: Kind, below: Kind) -> bool:
-    """Whether an entry joins the visible one above it, which is not opaque, rather than being hidden by it."""
-    return above is Kind.DIRECTORY and below is Kind.DIRECTORY
-
-
 def merge_listings(layers: Iterable[tuple[int, Iterable[tuple[bytes, Kind]]]]) -> dict[bytes, int]:
     """The names of a merged directory, each with the number of the layer whose entry wins.
 

@@ -1,0 +1,134 @@
+"""The command line: which commands and switches there are, and how a failure is told.
+
+Owns argparse and the exit status. Every command is a module of pyunion.commands, imported when it is called, so that
+`--help` and refusals cost no import of trio, pyfuse3 or rich.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+from pyunion import __version__
+from pyunion.errors import ExitCode, PyunionError, printable
+
+_OPTIONS = """\
+options of -o, comma separated (\\, and \\: stand for the characters in a path):
+  lowerdir=A:B upperdir=U workdir=W   as --lower, --upper and --work
+  lowerdir+=A                         one more lower branch, below those before it
+  ro, rw                              a read-only union, whatever the branches are
+  redirect_dir=on|follow|nofollow|off whether renaming a directory of a lower branch writes a redirect
+  metacopy=on|off                     copy up only metadata where that is enough
+  volatile                            no fsync of the branches: fast, and lost in a crash
+  userxattr                           marks in user.overlay.* instead of trusted.overlay.*
+  aufs                                honour .wh. marks in lower branches
+  writeback, nowriteback              let the kernel collect writes (the default), or not
+  fsname=NAME                         the source that mount(8) shows
+  suid, dev, exec, atime, sync and their opposites, as for every mount
+What fstab and container tools add (x-*, _netdev, nofail, defaults, index=off, xino=..., context=...) is accepted.
+"""
+_EXIT_CODES = "exit status: " + ", ".join(f"{code.value} {code.name.lower()}" for code in ExitCode)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise PyunionError(f"{message}; see `{self.prog} --help`", ExitCode.USAGE)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the return value is the exit status."""
+    try:
+        arguments = _parser().parse_args(argv)
+        command = importlib.import_module(f"pyunion.commands.{arguments.command}")
+        status = int(command.run(arguments))
+        sys.stdout.flush()
+        return status
+    except PyunionError as error:
+        print(f"pyunion: {printable(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # the reader has seen enough; Python's own flush at exit must not complain about it either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return ExitCode.FAILURE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pyunion",
+        description="Read-only branches and one writable branch as one tree.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"pyunion {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_mount(commands)
+    _add_umount(commands)
+    _add_info(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_mount(commands: argparse._SubParsersAction[_Parser]) -> None:
+    mount = commands.add_parser(
+        "mount",
+        help="mount a union of branches; returns when the mount answers",
+        description="Mount a union of branches. Returns when the mount answers, or says why it does not.",
+        epilog=_OPTIONS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    mount.add_argument("mountpoint", metavar="MNT", help="the directory on which the union appears")
+    mount.add_argument(
+        "--lower",
+        action="append",
+        default=[],
+        metavar="DIR[:DIR...]",
+        help="the read-only branches, topmost first; may be repeated; '\\:' is a colon in a path",
+    )
+    mount.add_argument("--upper", metavar="DIR", help="the writable branch above them all")
+    mount.add_argument("--work", metavar="DIR", help="an empty directory on the file system of the upper branch")
+    mount.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see below")
+    mount.add_argument("--redirect-dir", choices=("on", "off"), help="as -o redirect_dir=")
+    mount.add_argument("--metacopy", choices=("on", "off"), help="as -o metacopy=")
+    mount.add_argument("--aufs-whiteouts", action="store_true", help="as -o aufs")
+    mount.add_argument(
+        "--foreground", action="store_true", help="stay; so does a service that sets NOTIFY_SOCKET"
+    )
+    mount.add_argument("--log-file", metavar="FILE", help="log there instead of to stderr or the system's log")
+    mount.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+
+
+def _add_umount(commands: argparse._SubParsersAction[_Parser]) -> None:
+    umount = commands.add_parser(
+        "umount",
+        help="unmount, wait until everything is written, and say who keeps it busy",
+        allow_abbrev=False,
+    )
+    umount.add_argument("mountpoint", metavar="MNT")
+    umount.add_argument("--lazy", action="store_true", help="detach it now, and let it end with its last user")
+
+
+def _add_info(commands: argparse._SubParsersAction[_Parser]) -> None:
+    info = commands.add_parser(
+        "info",
+        help="what this machine, and each BRANCH, can do",
+        description="What this machine, and each BRANCH, can do, and why not more.",
+        allow_abbrev=False,
+    )
+    info.add_argument("branches", nargs="*", metavar="BRANCH")
+    info.add_argument(
+        "--probe", action="store_true", help="try it out in a temporary directory inside each BRANCH"
+    )
+    info.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
+    demo = commands.add_parser(
+        "demo", help="make three small branches, mount them, and show what happens where", allow_abbrev=False
+    )
+    demo.add_argument("--keep", action="store_true", help="leave it mounted")

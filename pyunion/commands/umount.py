@@ -1,0 +1,115 @@
+"""`pyunion umount`: end a mount, wait until its daemon has written everything, and say who is in the way.
+
+Owns the order of it. Works on dead mounts too, so nothing here touches the mounted file system itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import subprocess
+import time
+from argparse import Namespace
+
+from pyunion import mountinfo, users
+from pyunion.branch import syscalls
+from pyunion.errors import ExitCode, PyunionError
+from pyunion.mountinfo import Mounted
+
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+
+_PATIENCE_S = 30.0
+_POLL_S = 0.05
+_MOST_USERS = 5
+
+
+def run(arguments: Namespace) -> int:
+    mount = _find(os.fsencode(arguments.mountpoint))
+    daemon = users.daemon_of(mount)
+    _unmount(mount, arguments.lazy)
+    # After a lazy one the daemon lives as long as the mount's users do.
+    if daemon is not None and not arguments.lazy and not _wait_end(daemon):
+        raise PyunionError(
+            f"{os.fsdecode(mount.point)} is unmounted, but its daemon (process {daemon}) has not ended after "
+            f"{_PATIENCE_S:.0f} s; its log may say what it waits for"
+        )
+    return ExitCode.OK
+
+
+def _find(given: bytes) -> Mounted:
+    """The FUSE mount at a path, which may be dead: only its parent directories are looked at."""
+    mount = mountinfo.topmost_at(os.path.realpath(given))
+    if mount is None:
+        raise PyunionError(f"nothing is mounted on {os.fsdecode(given)}", ExitCode.MOUNT)
+    if mount.fstype != "fuse" and not mount.fstype.startswith("fuse."):
+        raise PyunionError(
+            f"{os.fsdecode(given)} is not a union of ours but a mount of type {mount.fstype}; use umount(8) for it",
+            ExitCode.MOUNT,
+        )
+    return mount
+
+
+def _unmount(mount: Mounted, lazy: bool) -> None:
+    point = os.fsdecode(mount.point)
+    try:
+        syscalls.umount2(mount.point, _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
+        return
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise _busy(mount) from None
+        if error.errno != errno.EPERM:
+            raise PyunionError(f"cannot unmount {point}: {error.strerror}", ExitCode.MOUNT) from None
+    try:
+        command = [b"fusermount3", b"-u", *([b"-z"] if lazy else []), b"--", mount.point]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=_plain_environment())
+    except FileNotFoundError:
+        raise PyunionError(
+            f"cannot unmount {point}: fusermount3 is not in PATH, and only root can do without it", ExitCode.MOUNT
+        ) from None
+    if done.returncode:
+        if os.fsencode(os.strerror(errno.EBUSY)) in done.stderr:
+            raise _busy(mount)
+        raise PyunionError(f"cannot unmount {point}: {os.fsdecode(done.stderr.strip())}", ExitCode.MOUNT)
+
+
+def _plain_environment() -> dict[str, str]:
+    """So that fusermount3 names errors as we do."""
+    return {**os.environ, "LC_ALL": "C"}
+
+
+def _busy(mount: Mounted) -> PyunionError:
+    found = [str(user) for user in users.of_mount(mount)]
+    found += [f"the {above.fstype} mount on {os.fsdecode(above.point)}" for above in users.mounts_on(mount)]
+    if len(found) > _MOST_USERS:
+        found[_MOST_USERS:] = [f"{len(found) - _MOST_USERS} more"]
+    who = ", ".join(found) or "something that /proc does not show, such as a mount or a process elsewhere"
+    return PyunionError(
+        f"{os.fsdecode(mount.point)} is busy: {who}; end these, or detach it with --lazy", ExitCode.BUSY
+    )
+
+
+def _wait_end(pid: int) -> bool:
+    """Whether the process ends in time."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    except OSError:  # before Linux 5.3
+        return _watch_end(pid)
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(_PATIENCE_S * 1000))
+    finally:
+        os.close(fd)
+
+
+def _watch_end(pid: int) -> bool:
+    end = time.monotonic() + _PATIENCE_S
+    while os.path.exists(f"/proc/{pid}"):
+        if time.monotonic() > end:
+            return False
+        time.sleep(_POLL_S)
+    return True

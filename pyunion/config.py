@@ -1,0 +1,234 @@
+"""What the user asked for: the lists and options of the command line, parsed into one MountConfig.
+
+Owns the syntax of lower lists and of -o, the table of known options, and which of them go together. Pure: it opens
+nothing, looks at no path and knows no daemon; whether the branches are usable is pyunion.preflight's question.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pyunion.errors import ExitCode, PyunionError
+
+
+@dataclass(frozen=True, slots=True)
+class MountConfig:
+    """One mount, as the daemon builds it. Paths are as given until the preflight has resolved them."""
+
+    lowers: tuple[bytes, ...]  # topmost first
+    upper: bytes | None
+    work: bytes | None
+    mountpoint: bytes
+    read_only: bool = False
+    redirect_dir: bool = True  # write redirects: a directory with lower parts can be renamed
+    follow_redirects: bool = True
+    metacopy: bool = False
+    aufs: bool = False  # honour .wh. marks in lower branches
+    volatile: bool = False  # never fsync a branch
+    userxattr: bool = False
+    writeback: bool = True
+    mount_flags: tuple[str, ...] = ()  # flags of the FUSE mount itself; `ro` follows from read_only
+    fsname: str = "pyunion"
+    foreground: bool = False
+    log_level: str = "info"
+    log_file: bytes | None = None
+    notes: tuple[str, ...] = ()  # sentences about options that were accepted and do nothing
+
+
+@dataclass(slots=True)
+class Options:
+    """What the -o lists say, in their order: of options that contradict each other the last one counts."""
+
+    lowers: list[bytes] = field(default_factory=list)
+    upper: bytes | None = None
+    work: bytes | None = None
+    fsname: str = "pyunion"
+    switches: dict[str, bool] = field(default_factory=dict)  # fields of MountConfig
+    flags: dict[str, str] = field(default_factory=dict)  # subject -> mount flag
+    notes: list[str] = field(default_factory=list)
+
+
+# An option, as it is written, and the fields of MountConfig that it sets.
+_SWITCHES: dict[bytes, dict[str, bool]] = {
+    b"ro": {"read_only": True},
+    b"rw": {"read_only": False},
+    b"redirect_dir=on": {"redirect_dir": True, "follow_redirects": True},
+    b"redirect_dir=follow": {"redirect_dir": False, "follow_redirects": True},
+    b"redirect_dir=nofollow": {"redirect_dir": False, "follow_redirects": False},
+    b"redirect_dir=off": {"redirect_dir": False, "follow_redirects": True},  # as kernels are built by default
+    b"metacopy=on": {"metacopy": True},
+    b"metacopy=off": {"metacopy": False},
+    b"volatile": {"volatile": True},
+    b"userxattr": {"userxattr": True},
+    b"aufs": {"aufs": True},
+    b"writeback": {"writeback": True},
+    b"nowriteback": {"writeback": False},
+}
+
+# A mount flag, what it is about, and how libfuse calls it; the empty name stands for the kernel's default.
+_FLAGS: dict[bytes, tuple[str, str]] = {
+    b"suid": ("suid", "suid"),
+    b"nosuid": ("suid", "nosuid"),
+    b"dev": ("dev", "dev"),
+    b"nodev": ("dev", "nodev"),
+    b"exec": ("exec", ""),
+    b"noexec": ("exec", "noexec"),
+    b"atime": ("atime", ""),
+    b"noatime": ("atime", "noatime"),
+    b"sync": ("sync", "sync"),
+    b"async": ("sync", ""),
+    b"dirsync": ("dirsync", "dirsync"),
+}
+
+# Accepted, as tools and fstab lines say them, and true of every pyunion mount or without a meaning for it.
+_NOTHING_TO_DO = frozenset(
+    b"relatime norelatime strictatime nostrictatime lazytime nolazytime diratime nodiratime silent loud "
+    b"allow_other default_permissions xino=on xino=off xino=auto index=off nfs_export=off verity=off uuid=on "
+    b"uuid=off uuid=auto uuid=null _netdev nofail auto noauto user nouser users owner group defaults".split()
+)
+_NOTHING_TO_DO_WITH_VALUE = re.compile(rb"(x-|X-|comment=)")
+
+_NOTED: dict[bytes, str] = {
+    b"index=on": "index=on is not implemented yet: hard links of a lower file are parted by copy_up",
+}
+# Its value has commas of its own, and is then written in quotes.
+_SELINUX = re.compile(rb'(?:^|(?<=,))((?:fs|def|root)?context=(?:"[^"]*"|[^",]*))(?:,|$)')
+
+_DATA_ONLY = "data-only lower layers ('::', datadir+=) are not supported yet"
+
+
+def split_lower(text: bytes) -> list[bytes]:
+    r"""The branches of a colon separated list, topmost first; `\:` and `\\` stand for the characters themselves.
+
+    An empty element is refused, never taken for the current directory.
+    """
+    parts = _split(text, b":")
+    if b"" not in parts:
+        return [_unescape(part) for part in parts]
+    shown = os.fsdecode(text)
+    if b"" in parts[1:-1]:
+        raise _usage(f"the list of lower branches '{shown}' has an empty element; {_DATA_ONLY}")
+    if parts == [b""]:
+        raise _usage("the list of lower branches is empty")
+    raise _usage(f"the list of lower branches '{shown}' begins or ends with a colon: name a directory or drop it")
+
+
+def parse_options(text: bytes, into: Options | None = None) -> Options:
+    r"""Read one -o list: comma separated, where `\,` stands for a comma in a value. Raises PyunionError."""
+    options = Options() if into is None else into
+    for context in _SELINUX.findall(text):
+        options.notes.append(f"SELinux option passed over: {os.fsdecode(context)}")
+    for option in _split(_SELINUX.sub(b"", text), b","):
+        if option:
+            _parse_option(option, options)
+    return options
+
+
+def make_config(
+    options: Options,
+    *,
+    lowers: Sequence[bytes],
+    upper: bytes | None,
+    work: bytes | None,
+    mountpoint: bytes,
+    privileged: bool,
+    foreground: bool = False,
+    log_level: str = "info",
+    log_file: bytes | None = None,
+) -> MountConfig:
+    """Put the switches of the command line and the -o lists together, and refuse what does not go together.
+
+    `lowers` are lists as --lower takes them. `privileged`: whether the mount may have set-uid programs and devices.
+    """
+    layers = [branch for text in lowers for branch in split_lower(text)]
+    if layers and options.lowers:
+        raise _usage("the lower branches are given twice, by --lower and by -o lowerdir=; keep one of them")
+    flags = {"suid": "suid", "dev": "dev", **options.flags} if privileged else options.flags
+    config = MountConfig(
+        lowers=tuple(layers or options.lowers),
+        upper=_one_of("upper", upper, options.upper),
+        work=_one_of("work", work, options.work),
+        mountpoint=mountpoint,
+        mount_flags=tuple(flag for flag in flags.values() if flag),
+        fsname=options.fsname,
+        foreground=foreground,
+        log_level=log_level,
+        log_file=log_file,
+        notes=tuple(options.notes),
+        **options.switches,
+    )
+    _check_combination(config)
+    return config
+
+
+def _check_combination(config: MountConfig) -> None:
+    if not config.lowers:
+        raise _usage("no lower branch is given; name one or more with --lower DIR[:DIR...]")
+    if config.upper is not None and config.work is None:
+        raise _usage(
+            "--upper needs --work: an empty directory on the same file system, outside of the upper branch"
+        )
+    if config.work is not None and config.upper is None:
+        raise _usage("--work is of no use without --upper; name both, or neither for a read-only union")
+    if config.metacopy and not config.redirect_dir:
+        raise _usage("metacopy=on needs redirect_dir=on, as a renamed file finds its data by a redirect")
+
+
+def _parse_option(option: bytes, options: Options) -> None:
+    if option in _SWITCHES:
+        options.switches.update(_SWITCHES[option])
+    elif option in _FLAGS:
+        subject, flag = _FLAGS[option]
+        options.flags[subject] = flag
+    elif option in _NOTED:
+        options.notes.append(_NOTED[option])
+    elif option not in _NOTHING_TO_DO and not _NOTHING_TO_DO_WITH_VALUE.match(option):
+        _parse_value(option, options)
+
+
+def _parse_value(option: bytes, options: Options) -> None:
+    key, equals, value = option.partition(b"=")
+    if key in (b"lowerdir", b"lowerdir+", b"upperdir", b"workdir", b"fsname") and not value:
+        raise _usage(f"the option {os.fsdecode(key)}= needs a value")
+    if key == b"lowerdir":
+        options.lowers = split_lower(value)
+    elif key == b"lowerdir+" and equals:
+        options.lowers.append(_unescape(value))
+    elif key == b"datadir+":
+        raise _usage(_DATA_ONLY)
+    elif key == b"upperdir":
+        options.upper = _unescape(value)
+    elif key == b"workdir":
+        options.work = _unescape(value)
+    elif key == b"fsname":
+        options.fsname = os.fsdecode(value)
+        if "\\" in options.fsname:  # libfuse would take it for the beginning of an escape
+            raise _usage("the value of fsname= must have neither commas nor backslashes")
+    else:
+        raise _usage(f"unknown option '{os.fsdecode(option)}' in -o; `pyunion mount --help` lists those that exist")
+
+
+def _one_of(what: str, by_switch: bytes | None, by_option: bytes | None) -> bytes | None:
+    if by_switch is not None and by_option is not None:
+        raise _usage(f"the {what} directory is given twice, by --{what} and by -o {what}dir=; keep one of them")
+    path = by_option if by_switch is None else by_switch
+    if path == b"":
+        raise _usage(f"--{what} is empty; name a directory")
+    return path
+
+
+def _split(text: bytes, separator: bytes) -> list[bytes]:
+    """The elements of a list, backslashes and all: a separator after a backslash separates nothing."""
+    return re.findall(rb"(?:^|%b)((?:\\.|[^\\%b])*\\?)" % (separator, separator), text, re.DOTALL)
+
+
+def _unescape(text: bytes) -> bytes:
+    """A backslash makes the next byte an ordinary one, as in the kernel's overlayfs."""
+    return re.sub(rb"\\(.)", rb"\1", text, flags=re.DOTALL)
+
+
+def _usage(sentence: str) -> PyunionError:
+    return PyunionError(sentence, ExitCode.USAGE)

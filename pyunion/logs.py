@@ -1,0 +1,57 @@
+"""Where the daemon's log goes: stderr in the foreground, a file when one is named, else the system's log.
+
+Owns the format and the choice; knows nothing of what is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import syslog
+
+from pyunion.config import MountConfig
+from pyunion.errors import ExitCode, PyunionError, printable
+
+LEVELS = ("debug", "info", "warning", "error")
+
+_PRIORITIES = {
+    logging.DEBUG: syslog.LOG_DEBUG,
+    logging.INFO: syslog.LOG_INFO,
+    logging.WARNING: syslog.LOG_WARNING,
+    logging.ERROR: syslog.LOG_ERR,
+    logging.CRITICAL: syslog.LOG_CRIT,
+}
+
+
+class _SystemLog(logging.Handler):
+    """Line by line, as syslog has no lines within a message."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in self.format(record).splitlines():
+            syslog.syslog(_PRIORITIES.get(record.levelno, syslog.LOG_NOTICE), printable(line))
+
+
+def start(config: MountConfig) -> None:
+    """Begin to log. In the background, warnings show on stderr too for as long as there is one."""
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=_handlers(config),
+    )
+
+
+def _handlers(config: MountConfig) -> list[logging.Handler]:
+    if config.log_file is not None:
+        path = os.fsdecode(config.log_file)
+        try:
+            return [logging.FileHandler(path, encoding="utf-8", errors="surrogateescape")]
+        except OSError as error:
+            raise PyunionError(f"cannot write the log file {path}: {error.strerror}", ExitCode.USAGE) from None
+    if config.foreground:
+        return [logging.StreamHandler()]
+    syslog.openlog("pyunion", syslog.LOG_PID, syslog.LOG_DAEMON)
+    system, terminal = _SystemLog(), logging.StreamHandler()
+    system.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    terminal.setFormatter(logging.Formatter("pyunion: %(message)s"))
+    terminal.setLevel(logging.WARNING)
+    return [system, terminal]
