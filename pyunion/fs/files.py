@@ -78,17 +78,21 @@ class OpenFiles:
     async def read(self, fd: int, offset: int, size: int) -> bytes | memoryview:
         """Data from the page cache at once, into a buffer that is good until the next await; else by a thread."""
         if self._nowait and size <= BUFFER:
+            buffer = self._buffer
+            count = 0
             try:
-                count = os.preadv(fd, [self._buffer[:size]], offset, self._nowait)
+                # a short answer would mean the end of the file: where it is short, ask again whether that is true
+                while count < size:
+                    more = os.preadv(fd, [buffer[count:size]], offset + count, self._nowait)
+                    if more == 0:
+                        break
+                    count += more
+                return buffer[:count]
             except OSError as error:
                 if error.errno == EOPNOTSUPP:
                     self._nowait = 0
                 elif error.errno not in (EAGAIN, EINVAL):
                     raise
-            else:
-                if count == size or count == 0:
-                    return self._buffer[:count]
-                # the rest is not cached, or there is none; a short answer would mean the end of the file
         return await trio.to_thread.run_sync(_read_fully, fd, size, offset)
 
     def write(self, fd: int, offset: int, data: bytes) -> int:

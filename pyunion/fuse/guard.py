@@ -18,6 +18,15 @@ import pyfuse3
 log = logging.getLogger(__name__)
 
 
+class InFlight:
+    """How many handlers have begun and not ended. Those that do not await are never seen here by anybody else."""
+
+    count = 0
+
+
+in_flight = InFlight()
+
+
 def guarded(handler: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
     """Make a request handler, synchronous or not, into what pyfuse3 calls."""
     name = handler.__name__
@@ -32,12 +41,15 @@ def guarded(handler: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, An
 
         @functools.wraps(handler)
         async def wrapper(*args: Any) -> Any:
+            in_flight.count += 1
             try:
                 return await handler(*args)
             except pyfuse3.FUSEError:
                 raise
             except Exception as error:
                 raise as_fuse_error(error) from None
+            finally:
+                in_flight.count -= 1
 
         return wrapper
 

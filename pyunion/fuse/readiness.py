@@ -6,6 +6,7 @@ whose wait_readable is cheaper while requests come in quick succession:
 
 - one task at a time, the leader, polls the descriptor; the others are parked;
 - trio gets its turn at least every SLICE_S, and whenever a task of its own could run;
+- while a handler is suspended (it waits for a thread or a lock) all waiting is trio's, which the handler needs;
 - while there was a request within LINGER_S the leader sleeps in poll(2), together with trio's own epoll
   descriptor, so that timers, threads and signals are late by LINGER_POLL_MS at most;
 - when the mount is idle it waits in trio, which costs nothing.
@@ -23,6 +24,8 @@ from typing import Any
 
 import pyfuse3
 import trio
+
+from pyunion.fuse.guard import in_flight
 
 SLICE_S = 0.002
 LINGER_S = 0.003
@@ -102,14 +105,15 @@ class Lowlevel:
         if trio.lowlevel.current_statistics().tasks_runnable:
             self._next_yield = 0.0
             return False
-        if now - self._last_request < LINGER_S:
+        if now - self._last_request < LINGER_S and not in_flight.count:
             for fd, _ in self._ready_or_trio.poll(LINGER_POLL_MS):
                 if fd == self._fd:
                     self._last_request = _clock()
                     return True
             self._next_yield = 0.0  # time passed, or something for trio
             return False
-        self.stop_ticking()
+        if not in_flight.count:
+            self.stop_ticking()
         self._leader = None
         await self._park()
         self._last_request = _clock()

@@ -1,0 +1,1 @@
+"""Tests of the file system without a mount: the tests are its only caller."""

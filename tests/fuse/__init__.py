@@ -1,0 +1,1 @@
+"""Tests of the kernel's side, without a kernel: the errno boundary and the wait for requests."""
