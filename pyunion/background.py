@@ -108,7 +108,7 @@ def _leave_caller(sender: int) -> None:
 
 
 def _fill_stdio() -> None:
-    """Descriptors 0 to 2 exist, so that the pipe is none of them, and nothing is buffered that the fork would double."""
+    """Descriptors 0 to 2 exist, so that the pipe is none of them; nothing is buffered that the fork would double."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)

@@ -96,9 +96,7 @@ def _add_mount(commands: argparse._SubParsersAction[_Parser]) -> None:
     mount.add_argument("--redirect-dir", choices=("on", "off"), help="as -o redirect_dir=")
     mount.add_argument("--metacopy", choices=("on", "off"), help="as -o metacopy=")
     mount.add_argument("--aufs-whiteouts", action="store_true", help="as -o aufs")
-    mount.add_argument(
-        "--foreground", action="store_true", help="stay; so does a service that sets NOTIFY_SOCKET"
-    )
+    mount.add_argument("--foreground", action="store_true", help="stay; so does a service that sets NOTIFY_SOCKET")
     mount.add_argument("--log-file", metavar="FILE", help="log there instead of to stderr or the system's log")
     mount.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
 
@@ -121,9 +119,7 @@ def _add_info(commands: argparse._SubParsersAction[_Parser]) -> None:
         allow_abbrev=False,
     )
     info.add_argument("branches", nargs="*", metavar="BRANCH")
-    info.add_argument(
-        "--probe", action="store_true", help="try it out in a temporary directory inside each BRANCH"
-    )
+    info.add_argument("--probe", action="store_true", help="try it out in a temporary directory inside each BRANCH")
     info.add_argument("--json", action="store_true", help="for programs")
 
 

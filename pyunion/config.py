@@ -168,9 +168,7 @@ def _check_combination(config: MountConfig) -> None:
     if not config.lowers:
         raise _usage("no lower branch is given; name one or more with --lower DIR[:DIR...]")
     if config.upper is not None and config.work is None:
-        raise _usage(
-            "--upper needs --work: an empty directory on the same file system, outside of the upper branch"
-        )
+        raise _usage("--upper needs --work: an empty directory on the same file system, outside of the upper branch")
     if config.work is not None and config.upper is None:
         raise _usage("--work is of no use without --upper; name both, or neither for a read-only union")
     if config.metacopy and not config.redirect_dir:

@@ -11,7 +11,7 @@ import socket
 
 def wanted() -> bool:
     """Whether a service manager waits for READY=1."""
-    return "NOTIFY_SOCKET" in os.environ
+    return bool(os.environb.get(b"NOTIFY_SOCKET"))
 
 
 def send(*assignments: str) -> bool:

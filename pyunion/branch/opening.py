@@ -1,12 +1,11 @@
-"""Opening the branches of a mount: read-only clones for the lower ones, locks on upper and work.
+"""Opening the branches of a mount, with locks on upper and work.
 
-Owns how a path becomes a Branch, and the promise that lower branches cannot be written through us. Paths were
+Owns how a path becomes a Branch. Paths were
 checked by the preflight; what can still fail here fails with a sentence.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -14,8 +13,9 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from pyunion.branch import objects, syscalls
+from pyunion.branch import objects
 from pyunion.branch.dirs import Branch, DirCache
+from pyunion.branch.readonly import open_readonly
 from pyunion.branch.work import remove_tree
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.union import marks
@@ -40,19 +40,6 @@ def open_directory(path: bytes, flags: int = _PATH_DIR) -> int:
         ) from None
 
 
-def open_lower(path: bytes) -> int:
-    """A descriptor of a lower branch's root through which nothing can be changed, where the kernel can do that."""
-    try:
-        return syscalls.open_readonly_clone(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
-            raise PyunionError(
-                f"cannot open the branch {os.fsdecode(path)}: {error.strerror}", ExitCode.BRANCH
-            ) from None
-        log.debug("no read-only clone of %r (%s); it is opened as it is", path, error.strerror)
-        return open_directory(path)
-
-
 def open_lowers(
     paths: Sequence[bytes],
     cache: DirCache,
@@ -64,9 +51,7 @@ def open_lowers(
 ) -> list[Branch]:
     """The lower branches, topmost first; their descriptors are closed by `stack`."""
     branches = []
-    for number, path in enumerate(paths):
-        fd = open_lower(path)
-        stack.callback(os.close, fd)
+    for number, (path, fd) in enumerate(zip(paths, open_readonly(paths, stack), strict=True)):
         branch = Branch(
             first_index + number,
             path,

@@ -86,7 +86,8 @@ def probe_upper(work_fd: int, want_userxattr: bool, full: bool = False) -> Upper
             device,
             exchange,
             whiteout,
-            reflink=full and works(lambda: _try_reflink(work_fd, fd), "files cannot share blocks, and copy_up copies all data"),
+            reflink=full
+            and works(lambda: _try_reflink(work_fd, fd), "files cannot share blocks, and copy_up copies all data"),
             o_tmpfile=full and works(lambda: _try_tmpfile(work_fd), "there are no nameless files"),
             reasons=tuple(reasons),
         )

@@ -28,6 +28,13 @@ _OPEN_TREE_CLONE = 1
 _MOUNT_ATTR_RDONLY = 0x1
 _MOUNT_ATTR_NOATIME = 0x10
 _MOUNT_ATTR__ATIME = 0x70
+_CLONE_NEWNS = 0x20000
+_MS_RDONLY = 0x1
+_MS_REMOUNT = 0x20
+_MS_NOATIME = 0x400
+_MS_BIND = 0x1000
+_MS_REC = 0x4000
+_MS_PRIVATE = 0x40000
 _PR_SET_SECUREBITS = 28
 _PR_GET_SECUREBITS = 27
 _SECBIT_NO_SETUID_FIXUP = 1 << 2
@@ -93,6 +100,18 @@ def open_readonly_clone(path: bytes) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def enter_private_mount_namespace() -> None:
+    """unshare(2) into a mount namespace whose changes nobody else sees. Needs CAP_SYS_ADMIN."""
+    _check(_libc.unshare(_CLONE_NEWNS))
+    _check(_libc.mount(b"none", b"/", None, _c_ulong(_MS_REC | _MS_PRIVATE), None))
+
+
+def bind_readonly(path: bytes) -> None:
+    """Bind a directory, without the mounts below it, read-only onto itself (mount(2))."""
+    _check(_libc.mount(path, path, None, _c_ulong(_MS_BIND), None), path)
+    _check(_libc.mount(b"none", path, None, _c_ulong(_MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOATIME), None), path)
 
 
 def keep_capabilities_over_setfsuid() -> bool:

@@ -67,9 +67,7 @@ def _serve(config: MountConfig, ready: Callable[[], None]) -> None:
     try:
         from pyunion import daemon
     except ImportError as error:
-        raise PyunionError(
-            f"{error}; run scripts/pyunion, which installs what is missing", ExitCode.FAILURE
-        ) from error
+        raise PyunionError(f"{error}; run scripts/pyunion, which installs what is missing", ExitCode.FAILURE) from error
     daemon.serve(config, ready, lambda: _tell_service_manager("STOPPING=1", config))
 
 

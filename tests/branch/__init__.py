@@ -1,0 +1,1 @@
+"""Tests of the system calls on branches, on real file systems, without a union."""
