@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from pyunion import mountinfo
+from pyunion.branch import syscalls
 from pyunion.config import MountConfig
 from pyunion.errors import ExitCode, PyunionError
 
@@ -28,6 +29,7 @@ def prepare(config: MountConfig) -> MountConfig:
     for lower in lowers:
         lower.check_access(os.R_OK | os.X_OK)
     _check_distinct(lowers)
+    _check_mountpoint_visible(mountpoint, lowers)
     config = replace(config, lowers=tuple(lower.path for lower in lowers), mountpoint=mountpoint.path)
     if config.upper is not None and config.work is not None:
         upper = _Directory("upper branch", config.upper)
@@ -157,6 +159,19 @@ def _refuse_overlap(one: _Directory, other: _Directory) -> None:
     else:
         return
     raise PyunionError(f"{relation}; use directories that do not overlap", ExitCode.BRANCH)
+
+
+def _check_mountpoint_visible(mountpoint: _Directory, lowers: list[_Directory]) -> None:
+    """A clone of a lower branch does not show what is mounted in it later; without one the daemon meets itself."""
+    for lower in lowers:
+        if mountpoint.is_inside(lower) and mountpoint.place != lower.place:
+            try:
+                os.close(syscalls.open_readonly_clone(lower.path))
+            except OSError:
+                raise PyunionError(
+                    f"{mountpoint} lies inside the {lower}, which takes root and Linux 5.12; mount elsewhere",
+                    ExitCode.MOUNT,
+                ) from None
 
 
 def _check_mountpoint_outside(mountpoint: _Directory, upper: _Directory, work: _Directory) -> None:

@@ -1,0 +1,42 @@
+"""What all commands share: usage errors, help, and readers that go away."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from pyunion import __version__
+from pyunion.errors import ExitCode
+from tests.cli.command import clean_environment, pyunion
+
+
+def test_version() -> None:
+    assert pyunion("--version").stdout == f"pyunion {__version__}\n"
+
+
+def test_no_command() -> None:
+    done = pyunion()
+    assert done.returncode == ExitCode.USAGE
+    assert done.stderr == (
+        "pyunion: the following arguments are required: COMMAND; see `pyunion --help`\n"
+    )  # fmt: skip
+
+
+def test_help_names_every_exit_status() -> None:
+    text = " ".join(pyunion("--help").stdout.split())
+    assert all(f"{code.value} {code.name.lower()}" in text for code in ExitCode)
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyunion", "info"],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait() == ExitCode.FAILURE

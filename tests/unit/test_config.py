@@ -1,0 +1,129 @@
+"""The syntax of lower lists and -o, and what may be asked for together."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyunion.config import MountConfig, Options, make_config, parse_options, split_lower
+from pyunion.errors import ExitCode, PyunionError
+
+# Any bytes but NUL, with those that the syntax cares about often.
+_PATHS = st.lists(st.sampled_from([b":", b",", b"\\", b"a", b"\n", b"\xff", b"="]), min_size=1).map(b"".join)
+
+
+def _escape(path: bytes, special: bytes) -> bytes:
+    return re.sub(rb"[\\" + special + rb"]", rb"\\\g<0>", path)
+
+
+def _config(options: bytes = b"", **changes: Any) -> MountConfig:
+    """A configuration with one lower branch `l`, unless something else is asked for."""
+    arguments: dict[str, Any] = {"lowers": [b"l"], "upper": None, "work": None, "mountpoint": b"m"}
+    return make_config(parse_options(options), **(arguments | {"privileged": True} | changes))
+
+
+@given(st.lists(_PATHS, min_size=1))
+def test_any_path_can_be_in_a_lower_list(paths: list[bytes]) -> None:
+    assert split_lower(b":".join(_escape(path, b":") for path in paths)) == paths
+
+
+@given(st.lists(_PATHS, min_size=1), _PATHS, _PATHS)
+def test_any_path_can_be_an_option(lowers: list[bytes], upper: bytes, work: bytes) -> None:
+    lower_list = b":".join(_escape(path, b":,") for path in lowers)
+    text = b"lowerdir=%b,upperdir=%b,workdir=%b" % (lower_list, _escape(upper, b":,"), _escape(work, b","))
+    options = parse_options(text)
+    assert (options.lowers, options.upper, options.work) == (lowers, upper, work)
+
+
+def test_a_backslash_makes_the_next_byte_ordinary() -> None:
+    assert split_lower(rb"\a\:b:c\\") == [b"a:b", b"c\\"]
+
+
+@pytest.mark.parametrize("text", [b"", b":", b"a:", b":a", b"a::b"])
+def test_an_empty_branch_is_refused(text: bytes) -> None:
+    with pytest.raises(PyunionError) as caught:
+        split_lower(text)
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("text", [b"lowerdir=l::data", b"lowerdir=l,datadir+=data"])
+def test_data_only_layers_are_named_as_such(text: bytes) -> None:
+    with pytest.raises(PyunionError, match="data-only lower layers"):
+        parse_options(text)
+
+
+def test_lower_lists_add_up() -> None:
+    assert _config(lowers=[b"a:b", b"c"]).lowers == (b"a", b"b", b"c")
+    assert _config(b"lowerdir=a:b,lowerdir+=c:d", lowers=[]).lowers == (b"a", b"b", b"c:d")
+
+
+def test_the_last_of_contradicting_options_counts() -> None:
+    assert _config(b"ro,rw").read_only is False
+    assert _config(b"metacopy=on,metacopy=off").metacopy is False
+    assert _config(b"writeback,nowriteback").writeback is False
+    assert "nosuid" not in _config(b"nosuid,suid").mount_flags
+    options = Options()
+    for text in (b"redirect_dir=off", b"redirect_dir=on"):
+        parse_options(text, options)
+    assert options.switches["redirect_dir"] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "writes", "follows"),
+    [
+        (b"", True, True),
+        (b"on", True, True),
+        (b"off", False, True),
+        (b"follow", False, True),
+        (b"nofollow", False, False),
+    ],
+)
+def test_redirect_dir(text: bytes, writes: bool, follows: bool) -> None:
+    config = _config(b"redirect_dir=" + text if text else b"")
+    assert (config.redirect_dir, config.follow_redirects) == (writes, follows)
+
+
+def test_metacopy_needs_redirects() -> None:
+    with pytest.raises(PyunionError, match="metacopy=on needs redirect_dir=on"):
+        _config(b"metacopy=on,redirect_dir=off")
+
+
+def test_mount_flags() -> None:
+    assert set(_config().mount_flags) == {"suid", "dev"}
+    assert set(_config(b"nodev,noexec,exec,noatime").mount_flags) == {"suid", "nodev", "noatime"}
+    assert _config(privileged=False).mount_flags == ()
+    assert _config(b"nosuid", privileged=False).mount_flags == ("nosuid",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b",,",
+        b"defaults,_netdev,nofail,noauto,user,users,x-systemd.automount,x-a=b,comment=c d",
+        b"relatime,strictatime,allow_other,default_permissions,index=off,xino=auto",
+    ],
+)
+def test_what_means_nothing_changes_nothing(text: bytes) -> None:
+    assert _config(text) == _config()
+
+
+@pytest.mark.parametrize("text", [b"index=on", b"context=a:b", b'fscontext="a:b:c1,c2"'])
+def test_what_is_passed_over_is_noted(text: bytes) -> None:
+    config = _config(b"noatime," + text + b",ro")
+    assert text.decode() in config.notes[0]
+    assert config.read_only
+    assert "noatime" in config.mount_flags
+
+
+@pytest.mark.parametrize(
+    "text", [b"frob", b"ro=1", b"redirect_dir", b"lowerdir", b"upperdir=", b"xino=maybe", b"fsname=a\\,b"]
+)
+def test_what_is_unknown_is_refused_by_name(text: bytes) -> None:
+    with pytest.raises(PyunionError, match=re.escape(text.partition(b"=")[0].decode())) as caught:
+        parse_options(b"ro," + text)
+    assert caught.value.exit_code == ExitCode.USAGE
