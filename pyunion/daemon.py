@@ -69,12 +69,10 @@ def _build(config: MountConfig, cache: DirCache, stack: ExitStack) -> FileSystem
             log.warning("%s", reason)
         if features.xattr_prefix is not None:
             prefix = features.xattr_prefix
-        upper_fd = opening.open_directory(config.upper)
-        stack.callback(os.close, upper_fd)
-        branches.append(
-            Branch(0, config.upper, upper_fd, cache, writable=True, xattr_prefix=features.xattr_prefix)
+        branches.append(opening.open_upper(config.upper, cache, stack, features.xattr_prefix))
+        work = Work(
+            work_fd, features.xattr_prefix, sync=not config.volatile, device_whiteouts=features.whiteout_device
         )
-        work = Work(work_fd, features.xattr_prefix, sync=not config.volatile)
     branches += opening.open_lowers(
         lower_paths, cache, stack, first_index=len(branches), xattr_prefix=prefix, aufs=config.aufs
     )

@@ -159,7 +159,8 @@ class Dir:
 
     def kind(self, name: bytes, st: os.stat_result) -> Kind:
         """What the entry is as far as merging cares, whiteouts in xattr form included."""
-        if self.xwhiteouts and st.st_size == 0 and S_ISREG(st.st_mode) and self._has_xwhiteout(name):
+        may_be_whiteout = self.xwhiteouts and st.st_size == 0 and S_ISREG(st.st_mode)
+        if may_be_whiteout and objects.has_xwhiteout(self.fd(), name, self.branch.xattr_prefix):
             return Kind.WHITEOUT
         return kind_of(st.st_mode, st.st_rdev)
 
@@ -170,10 +171,6 @@ class Dir:
     def aufs_hides(self, name: bytes) -> bool:
         """Whether an AUFS/OCI `.wh.` mark hides the name in the layers below (branches with that option)."""
         return self.branch.aufs and self.stat(marks.AUFS_PREFIX + name) is not None
-
-    def _has_xwhiteout(self, name: bytes) -> bool:
-        prefix = self.branch.xattr_prefix
-        return prefix is not None and objects.get_mark(self.fd(), name, prefix + marks.WHITEOUT) is not None
 
     def entries(self) -> Iterator[tuple[bytes, Kind]]:
         """The entries of the directory with their kinds, in the branch's own order."""

@@ -82,6 +82,18 @@ def _checked_redirect(branch: Branch, name: bytes, value: bytes | None) -> bytes
     return None
 
 
+def set_whiteout(fd: int, name: bytes, prefix: bytes | None) -> None:
+    """Make an empty regular file a whiteout (Linux 6.7), where the file system has no device 0:0 for us."""
+    objects.set_xattr(fd, name, _required(prefix) + marks.WHITEOUT, b"y")
+
+
+def set_xwhiteouts(directory: Dir) -> None:
+    """Let a directory of the writable branch say that it has whiteouts in xattr form."""
+    prefix = _required(directory.branch.xattr_prefix)
+    objects.set_xattr(directory.fd(), b".", prefix + marks.OPAQUE, marks.OPAQUE_XWHITEOUTS)
+    directory.xwhiteouts = True
+
+
 def set_opaque(fd: int, name: bytes, branch: Branch) -> None:
     """Let a directory of the writable branch hide all that is below it."""
     objects.set_xattr(fd, name, _prefix(branch) + marks.OPAQUE, marks.OPAQUE_YES)
@@ -106,6 +118,10 @@ def clear_metacopy(fd: int, name: bytes, branch: Branch) -> None:
 
 
 def _prefix(branch: Branch) -> bytes:
-    if branch.xattr_prefix is None:
-        raise OSError(EOPNOTSUPP, "the upper's file system has no xattrs", branch.path)
-    return branch.xattr_prefix
+    return _required(branch.xattr_prefix)
+
+
+def _required(prefix: bytes | None) -> bytes:
+    if prefix is None:
+        raise OSError(EOPNOTSUPP, "the upper's file system has no xattrs")
+    return prefix

@@ -10,6 +10,7 @@ import os
 from errno import EACCES, ENODATA, ENOTSUP, EPERM
 
 from pyunion.branch import syscalls
+from pyunion.union import marks
 
 PIN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -85,6 +86,11 @@ def list_xattr(fd: int, name: bytes) -> list[bytes]:
         if error.errno == ENOTSUP:
             return []
         raise
+
+
+def has_xwhiteout(fd: int, name: bytes, prefix: bytes | None) -> bool:
+    """Whether an empty regular file is a whiteout in xattr form, provided that its directory says it has some."""
+    return prefix is not None and get_mark(fd, name, prefix + marks.WHITEOUT) is not None
 
 
 def get_mark(fd: int, name: bytes, key: bytes) -> bytes | None:

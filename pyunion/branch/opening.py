@@ -40,6 +40,22 @@ def open_directory(path: bytes, flags: int = _PATH_DIR) -> int:
         ) from None
 
 
+def open_upper(path: bytes, cache: DirCache, stack: ExitStack, xattr_prefix: bytes | None) -> Branch:
+    """The writable branch; its descriptor is closed by `stack`."""
+    fd = open_directory(path)
+    stack.callback(os.close, fd)
+    branch = Branch(0, path, fd, cache, writable=True, xattr_prefix=xattr_prefix)
+    _read_root_mark(branch)
+    return branch
+
+
+def _read_root_mark(branch: Branch) -> None:
+    """A root is no entry of any directory, so its mark is read here: whether it has whiteouts in xattr form."""
+    if branch.xattr_prefix is not None:
+        value = objects.get_mark(branch.root.fd(), b".", branch.xattr_prefix + marks.OPAQUE)
+        branch.root.xwhiteouts = value == marks.OPAQUE_XWHITEOUTS
+
+
 def open_lowers(
     paths: Sequence[bytes],
     cache: DirCache,
@@ -62,8 +78,7 @@ def open_lowers(
             user_marks=xattr_prefix != marks.USER,
             aufs=aufs,
         )
-        value = objects.get_mark(fd, b".", xattr_prefix + marks.OPAQUE)
-        branch.root.xwhiteouts = value == marks.OPAQUE_XWHITEOUTS
+        _read_root_mark(branch)
         branches.append(branch)
     return branches
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from errno import EEXIST, EMLINK, ENODATA, ENOTSUP
-from stat import S_IFCHR, S_ISDIR, S_ISGID
+from stat import S_IFCHR, S_IFREG, S_ISDIR, S_ISGID, S_ISREG
 
-from pyunion.branch import copyup, objects, syscalls
+from pyunion.branch import copyup, marks, objects, syscalls
 from pyunion.branch.dirs import Dir
 from pyunion.union.merge import Kind, kind_of
 
@@ -21,10 +21,11 @@ _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Work:
     """WORK/work, open for the life of the mount."""
 
-    def __init__(self, fd: int, xattr_prefix: bytes | None, sync: bool) -> None:
+    def __init__(self, fd: int, xattr_prefix: bytes | None, *, sync: bool, device_whiteouts: bool = True) -> None:
         self.fd = fd
         self.xattr_prefix = xattr_prefix
         self.sync = sync
+        self._device_whiteouts = device_whiteouts
         self._count = 0
         self._whiteout: bytes | None = None
 
@@ -49,6 +50,7 @@ class Work:
 
     def whiteout(self, into: Dir, at: bytes) -> None:
         """Make a whiteout where upper has no entry: one link(2), as all whiteouts can be one inode."""
+        self.announce_whiteout(into)
         if self._whiteout is not None:
             try:
                 os.link(self._whiteout, at, src_dir_fd=self.fd, dst_dir_fd=into.fd(), follow_symlinks=False)
@@ -70,6 +72,7 @@ class Work:
 
     def whiteout_over(self, into: Dir, at: bytes, is_dir: bool) -> None:
         """Replace an upper entry by a whiteout in one step. A directory must hold nothing but whiteouts."""
+        self.announce_whiteout(into)
         name = self._link_or_new_whiteout()
         if not is_dir:
             self.put(name, into, at)
@@ -91,8 +94,17 @@ class Work:
 
     def _new_whiteout(self) -> bytes:
         name = self.temp_name()
-        os.mknod(name, S_IFCHR, 0, dir_fd=self.fd)
+        if self._device_whiteouts:
+            os.mknod(name, S_IFCHR, 0, dir_fd=self.fd)
+        else:
+            os.mknod(name, S_IFREG, dir_fd=self.fd)
+            marks.set_whiteout(self.fd, name, self.xattr_prefix)
         return name
+
+    def announce_whiteout(self, into: Dir) -> None:
+        """Before a whiteout comes into a directory: in xattr form it counts only where the directory says so."""
+        if not self._device_whiteouts and not into.xwhiteouts:
+            marks.set_xwhiteouts(into)
 
     # -- new objects in the place of a whiteout ---------------------------------------------------------------
 
@@ -147,29 +159,31 @@ class Work:
         """Remove a directory that was moved here and holds nothing but whiteouts."""
         fd = os.open(name, _DIR, dir_fd=self.fd)
         try:
-            clear_whiteouts(fd)
+            self._clear_whiteouts(fd)
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=self.fd)
 
+    def clear_whiteouts(self, directory: Dir) -> None:
+        """Unlink the whiteouts in a directory of upper and nothing else."""
+        fd = os.open(b".", _DIR, dir_fd=directory.fd())
+        try:
+            self._clear_whiteouts(fd)
+        finally:
+            os.close(fd)
 
-def clear_whiteouts(fd: int) -> None:
-    """Unlink the whiteouts of a directory and nothing else."""
-    with os.scandir(fd) as listing:
-        names = [entry.name for entry in listing]
-    for name in names:
+    def _clear_whiteouts(self, fd: int) -> None:
+        with os.scandir(fd) as listing:
+            names = [os.fsencode(entry.name) for entry in listing]
+        for name in names:
+            if self._is_whiteout(fd, name):
+                os.unlink(name, dir_fd=fd)
+
+    def _is_whiteout(self, fd: int, name: bytes) -> bool:
         st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         if kind_of(st.st_mode, st.st_rdev) is Kind.WHITEOUT:
-            os.unlink(name, dir_fd=fd)
-
-
-def clear_whiteouts_of(directory: Dir) -> None:
-    """Unlink the whiteouts in a directory of upper and nothing else."""
-    fd = os.open(b".", _DIR, dir_fd=directory.fd())
-    try:
-        clear_whiteouts(fd)
-    finally:
-        os.close(fd)
+            return True
+        return S_ISREG(st.st_mode) and st.st_size == 0 and objects.has_xwhiteout(fd, name, self.xattr_prefix)
 
 
 def remove_tree(dirfd: int, name: bytes) -> None:

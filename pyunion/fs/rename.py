@@ -11,7 +11,6 @@ import os
 from errno import EINVAL, EISDIR, ENOENT, ENOTDIR, EXDEV
 
 from pyunion.branch import syscalls
-from pyunion.branch import work as branch_work
 from pyunion.branch.dirs import Dir
 from pyunion.branch.marks import set_opaque, set_redirect
 from pyunion.fs.copier import Copier
@@ -145,7 +144,7 @@ class Rename:
         self._mark(source, new_parent)
         if target is not None:
             self._name(target, new_parent, new_name)
-            _make_way(target)
+            self._make_way(target)
         self._rename(old_dir, old_name, new_dir, new_name, covered, over_whiteout, source.is_dir)
         if target is not None:
             if isinstance(target, File) and not target.in_upper:
@@ -161,6 +160,8 @@ class Rename:
         """The step on disk. The old name needs a whiteout if it is covered; a whiteout that is under the new name
         can be swapped into its place."""
         old_fd, new_fd = old_dir.fd(), new_dir.fd()
+        if covered:
+            self._copier.work.announce_whiteout(old_dir)
         if over_whiteout and (covered or is_dir):
             syscalls.renameat2(old_fd, old, new_fd, new, EXCHANGE)
             if not covered:
@@ -173,6 +174,18 @@ class Rename:
             # two steps on file systems without RENAME_WHITEOUT: in between both names show the object
             os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
             self._copier.work.whiteout(old_dir, old)
+
+    def _make_way(self, target: Node) -> None:
+        """Prepare what is in upper under the new name for being replaced while somebody may still use it."""
+        if isinstance(target, File):
+            if target.in_upper:
+                keep_open(target)
+        elif isinstance(target, Directory) and target.in_upper:
+            upper = target.layers[0]
+            upper.pin()
+            if target.lowers and upper.branch.xattr_prefix is not None:
+                set_opaque(upper.fd(), b".", upper.branch)  # it looks empty; it must while its whiteouts go
+            self._copier.work.clear_whiteouts(upper)
 
     def _exchange(self, one: Node, one_dir: Dir, other: Node, other_dir: Dir) -> None:
         one_parent, one_name = one.parent, one.name
@@ -188,22 +201,6 @@ class Rename:
         one_parent.children[one_name] = other
         _follow(one, other_dir, other_name)
         _follow(other, one_dir, one_name)
-
-
-def _make_way(target: Node) -> None:
-    """Prepare what is in upper under the new name for being replaced while somebody may still use it."""
-    if isinstance(target, File):
-        if target.in_upper:
-            keep_open(target)
-        return
-    assert isinstance(target, Directory)
-    if not target.in_upper:
-        return
-    upper = target.layers[0]
-    upper.pin()
-    if target.lowers and upper.branch.xattr_prefix is not None:
-        set_opaque(upper.fd(), b".", upper.branch)  # it looks empty; it must while its whiteouts go
-    branch_work.clear_whiteouts_of(upper)
 
 
 def _follow(node: Node, into: Dir, name: bytes) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from pyunion.branch import opening
-from pyunion.branch.dirs import Branch, DirCache
+from pyunion.branch.dirs import DirCache
 from pyunion.branch.work import Work
 from pyunion.fs.filesystem import FileSystem, Settings
 from pyunion.fs.nodes import Directory, File, Node
@@ -76,9 +76,7 @@ def build(tmp_path: Path) -> Iterator[Build]:
             work_root = opening.lock_directory(bytes(tmp_path / "work"), stack)
             work_fd = opening.open_work(work_root, bytes(tmp_path / "work"))
             stack.callback(os.close, work_fd)
-            upper_fd = opening.open_directory(bytes(tmp_path / "upper"))
-            stack.callback(os.close, upper_fd)
-            upper = Branch(0, bytes(tmp_path / "upper"), upper_fd, cache, writable=True)
+            upper = opening.open_upper(bytes(tmp_path / "upper"), cache, stack, TRUSTED)
             lowers = opening.open_lowers(
                 [bytes(tmp_path / "lower")], cache, stack, first_index=1, xattr_prefix=TRUSTED, aufs=False
             )
