@@ -22,13 +22,14 @@ options of -o, comma separated (\\, and \\: stand for the characters in a path):
   ro, rw                              a read-only union, whatever the branches are
   redirect_dir=on|follow|nofollow|off whether renaming a directory of a lower branch writes a redirect
   metacopy=on|off                     copy up only metadata where that is enough
+  index=on|off                        names of a hard-linked lower file stay one file (the default where it works)
   volatile                            no fsync of the branches: fast, and lost in a crash
   userxattr                           marks in user.overlay.* instead of trusted.overlay.*
   aufs                                honour .wh. marks in lower branches
   writeback, nowriteback              let the kernel collect writes (the default), or not
   fsname=NAME                         the source that mount(8) shows
   suid, dev, exec, atime, sync and their opposites, as for every mount
-What fstab and container tools add (x-*, _netdev, nofail, defaults, index=off, xino=..., context=...) is accepted.
+What fstab and container tools add (x-*, _netdev, nofail, defaults, xino=..., context=...) is accepted.
 """
 _EXIT_CODES = "exit status: " + ", ".join(f"{code.value} {code.name.lower()}" for code in ExitCode)
 

@@ -29,6 +29,7 @@ class MountConfig:
     aufs: bool = False  # honour .wh. marks in lower branches
     volatile: bool = False  # never fsync a branch
     userxattr: bool = False
+    index: bool | None = None  # None: on where it works
     writeback: bool = True
     mount_flags: tuple[str, ...] = ()  # flags of the FUSE mount itself; `ro` follows from read_only
     fsname: str = "pyunion"
@@ -64,6 +65,8 @@ _SWITCHES: dict[bytes, dict[str, bool]] = {
     b"volatile": {"volatile": True},
     b"userxattr": {"userxattr": True},
     b"aufs": {"aufs": True},
+    b"index=on": {"index": True},
+    b"index=off": {"index": False},
     b"writeback": {"writeback": True},
     b"nowriteback": {"writeback": False},
 }
@@ -86,14 +89,11 @@ _FLAGS: dict[bytes, tuple[str, str]] = {
 # Accepted, as tools and fstab lines say them, and true of every pyunion mount or without a meaning for it.
 _NOTHING_TO_DO = frozenset(
     b"relatime norelatime strictatime nostrictatime lazytime nolazytime diratime nodiratime silent loud "
-    b"allow_other default_permissions xino=on xino=off xino=auto index=off nfs_export=off verity=off uuid=on "
+    b"allow_other default_permissions xino=on xino=off xino=auto nfs_export=off verity=off uuid=on "
     b"uuid=off uuid=auto uuid=null _netdev nofail auto noauto user nouser users owner group defaults".split()
 )
 _NOTHING_TO_DO_WITH_VALUE = re.compile(rb"(x-|X-|comment=)")
 
-_NOTED: dict[bytes, str] = {
-    b"index=on": "index=on is not implemented yet: hard links of a lower file are parted by copy_up",
-}
 # Its value has commas of its own, and is then written in quotes.
 _SELINUX = re.compile(rb'(?:^|(?<=,))((?:fs|def|root)?context=(?:"[^"]*"|[^",]*))(?:,|$)')
 
@@ -181,8 +181,6 @@ def _parse_option(option: bytes, options: Options) -> None:
     elif option in _FLAGS:
         subject, flag = _FLAGS[option]
         options.flags[subject] = flag
-    elif option in _NOTED:
-        options.notes.append(_NOTED[option])
     elif option not in _NOTHING_TO_DO and not _NOTHING_TO_DO_WITH_VALUE.match(option):
         _parse_value(option, options)
 

@@ -11,11 +11,14 @@ import os
 import resource
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import NamedTuple
 
 import trio
 
 from pyunion.branch import opening, syscalls
 from pyunion.branch.dirs import Branch, DirCache
+from pyunion.branch.handles import Origins
+from pyunion.branch.index import Index, open_index_directory
 from pyunion.branch.probe import UpperFeatures, probe_upper
 from pyunion.branch.work import Work
 from pyunion.config import MountConfig
@@ -48,35 +51,76 @@ def serve(
         trio.run(session.serve, ready, stopping)
 
 
+class _Writable(NamedTuple):
+    """What only a union with an upper branch has."""
+
+    upper: Branch
+    work: Work
+    work_root: int
+    features: UpperFeatures
+
+
 def _build(config: MountConfig, cache: DirCache, stack: ExitStack) -> FileSystem:
     prefix = marks.USER if config.userxattr else marks.TRUSTED
-    writable = config.upper is not None and not config.read_only
     lower_paths = list(config.lowers)
-    if config.upper is not None and not writable:
+    writable: _Writable | None = None
+    if config.upper is not None and config.work is not None and not config.read_only:
+        writable = _open_writable(config, config.upper, config.work, cache, stack)
+        prefix = writable.features.xattr_prefix or prefix
+    elif config.upper is not None:
         lower_paths.insert(0, config.upper)
-    branches: list[Branch] = []
-    work: Work | None = None
-    features: UpperFeatures | None = None
-    if writable:
-        assert config.upper is not None
-        assert config.work is not None
-        opening.lock_directory(config.upper, stack)
-        work_root = opening.lock_directory(config.work, stack)
-        work_fd = opening.open_work(work_root, config.work)
-        stack.callback(os.close, work_fd)
-        features = probe_upper(work_fd, config.userxattr)
-        for reason in features.reasons:
-            log.warning("%s", reason)
-        if features.xattr_prefix is not None:
-            prefix = features.xattr_prefix
-        branches.append(opening.open_upper(config.upper, cache, stack, features.xattr_prefix))
-        work = Work(
-            work_fd, features.xattr_prefix, sync=not config.volatile, device_whiteouts=features.whiteout_device
-        )
-    branches += opening.open_lowers(
-        lower_paths, cache, stack, first_index=len(branches), xattr_prefix=prefix, aufs=config.aufs
+    lowers = opening.open_lowers(
+        lower_paths,
+        cache,
+        stack,
+        first_index=0 if writable is None else 1,
+        xattr_prefix=prefix,
+        aufs=config.aufs,
     )
-    return FileSystem(branches, work, _settings(config, features, prefix))
+    if writable is None:
+        return FileSystem(lowers, None, _settings(config, None, prefix))
+    origins = index = None
+    if writable.features.xattr_prefix == marks.TRUSTED:
+        origins = Origins(lowers, stack)
+        if config.index is not False:
+            index = _open_index(origins, writable.work_root, cache, stack, required=config.index is True)
+    settings = _settings(config, writable.features, prefix)
+    return FileSystem([writable.upper, *lowers], writable.work, settings, origins, index)
+
+
+def _open_writable(
+    config: MountConfig, upper: bytes, work: bytes, cache: DirCache, stack: ExitStack
+) -> _Writable:
+    opening.lock_directory(upper, stack)
+    work_root = opening.lock_directory(work, stack)
+    work_fd = opening.open_work(work_root, work)
+    stack.callback(os.close, work_fd)
+    features = probe_upper(work_fd, config.userxattr)
+    for reason in features.reasons:
+        log.warning("%s", reason)
+    return _Writable(
+        opening.open_upper(upper, cache, stack, features.xattr_prefix),
+        Work(
+            work_fd, features.xattr_prefix, sync=not config.volatile, device_whiteouts=features.whiteout_device
+        ),
+        work_root,
+        features,
+    )
+
+
+def _open_index(
+    origins: Origins, work_root: int, cache: DirCache, stack: ExitStack, required: bool
+) -> Index | None:
+    """The index, where every lower branch has file handles to find its files by."""
+    if not origins.usable:
+        log.log(
+            logging.WARNING if required else logging.INFO,
+            "a lower branch has no file handles: index=off, and copy_up parts the hard links of a lower file",
+        )
+        return None
+    fd = open_index_directory(work_root)
+    stack.callback(os.close, fd)
+    return Index(Branch(0, b"index", fd, cache, writable=True))
 
 
 def _settings(config: MountConfig, features: UpperFeatures | None, prefix: bytes) -> Settings:

@@ -90,7 +90,7 @@ class Branch:
 class Dir:
     """A directory of one branch, whose descriptor is opened when it is needed and may be closed again."""
 
-    __slots__ = ("branch", "name", "open_fd", "parent", "pinned", "used", "xwhiteouts")
+    __slots__ = ("branch", "impure", "name", "open_fd", "parent", "pinned", "used", "xwhiteouts")
 
     def __init__(self, branch: Branch, parent: Dir | None, name: bytes) -> None:
         self.branch = branch
@@ -100,6 +100,7 @@ class Dir:
         self.used = False
         self.pinned = False  # cannot be opened again: the branch's root, or a directory that was removed
         self.xwhiteouts = False
+        self.impure = False  # known to be marked so
 
     def fd(self) -> int:
         """An O_PATH descriptor of the directory, good until the end of this request."""

@@ -51,28 +51,33 @@ def read_dir_marks(parent: Dir, name: bytes) -> DirMarks:
 
 
 class FileMarks(NamedTuple):
-    """What the marks on a regular file say: whether its data lie below, and where."""
+    """What the marks on anything but a directory say: are its data below and where, and what is it a copy of."""
 
     metacopy: bool = False
     redirect: bytes | None = None
+    origin: bytes | None = None
 
 
-_WHOLE_FILE = FileMarks()
+_ORDINARY_FILE = FileMarks()
 
 
 def read_file_marks(parent: Dir, name: bytes) -> FileMarks:
-    """The marks on a regular file. One system call where there are none."""
+    """The marks on anything but a directory. One system call where there are none."""
     prefix = parent.branch.xattr_prefix
     if prefix is None:
-        return _WHOLE_FILE
+        return _ORDINARY_FILE
     fd = parent.fd()
     keys = objects.list_xattr(fd, name)
-    if prefix + marks.METACOPY not in keys:
-        return _WHOLE_FILE
+    if not any(_ANY_MARK in key for key in keys):
+        return _ORDINARY_FILE
+    metacopy = prefix + marks.METACOPY in keys
     redirect = None
-    if prefix + marks.REDIRECT in keys:
+    if metacopy and prefix + marks.REDIRECT in keys:
         redirect = _checked_redirect(parent.branch, name, objects.get_mark(fd, name, prefix + marks.REDIRECT))
-    return FileMarks(True, redirect)
+    origin = None
+    if parent.branch.writable and prefix + marks.ORIGIN in keys:
+        origin = objects.get_mark(fd, name, prefix + marks.ORIGIN)
+    return FileMarks(metacopy, redirect, origin)
 
 
 def _checked_redirect(branch: Branch, name: bytes, value: bytes | None) -> bytes | None:
@@ -92,6 +97,18 @@ def set_xwhiteouts(directory: Dir) -> None:
     prefix = _required(directory.branch.xattr_prefix)
     objects.set_xattr(directory.fd(), b".", prefix + marks.OPAQUE, marks.OPAQUE_XWHITEOUTS)
     directory.xwhiteouts = True
+
+
+def set_origin(fd: int, name: bytes, prefix: bytes, origin: bytes) -> None:
+    """Say which lower object a copy comes from; empty where that cannot be told."""
+    objects.set_xattr(fd, name, prefix + marks.ORIGIN, origin)
+
+
+def set_impure(directory: Dir) -> None:
+    """Say that a directory of the writable branch may have entries with the inode numbers of lower objects."""
+    if not directory.impure:
+        objects.set_xattr(directory.fd(), b".", _prefix(directory.branch) + marks.IMPURE, b"y")
+        directory.impure = True
 
 
 def set_opaque(fd: int, name: bytes, branch: Branch) -> None:

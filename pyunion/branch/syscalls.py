@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import struct
 from errno import ENOSYS, EPERM
 
 AT_FDCWD = -100
@@ -38,6 +39,9 @@ _MS_PRIVATE = 0x40000
 _PR_SET_SECUREBITS = 28
 _PR_GET_SECUREBITS = 27
 _SECBIT_NO_SETUID_FIXUP = 1 << 2
+
+_HANDLE = struct.Struct("=Ii")
+_MAX_HANDLE = 128
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _c_ulong = ctypes.c_ulong
@@ -100,6 +104,29 @@ def open_readonly_clone(path: bytes) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def name_to_handle(dirfd: int, name: bytes) -> tuple[int, bytes]:
+    """The file handle of an entry, or of the directory itself for the empty name: (type, bytes); open_by_handle_at(2).
+
+    EOPNOTSUPP where the file system has no handles.
+    """
+    buffer = ctypes.create_string_buffer(8 + _MAX_HANDLE)
+    _HANDLE.pack_into(buffer, 0, _MAX_HANDLE, 0)
+    mount_id = ctypes.c_int()
+    flags = 0 if name else AT_EMPTY_PATH
+    _check(_libc.name_to_handle_at(dirfd, name, buffer, ctypes.byref(mount_id), flags), name)
+    length, kind = _HANDLE.unpack_from(buffer)
+    return kind, buffer.raw[8 : 8 + length]
+
+
+def open_by_handle(mount_fd: int, kind: int, handle: bytes) -> int:
+    """An O_PATH descriptor of the object. `mount_fd` is any open (not O_PATH) file of the file system.
+
+    ESTALE where the object is gone. Needs CAP_DAC_READ_SEARCH.
+    """
+    buffer = _HANDLE.pack(len(handle), kind) + handle
+    return _check(_libc.open_by_handle_at(mount_fd, buffer, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
 
 
 def enter_private_mount_namespace() -> None:

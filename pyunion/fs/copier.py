@@ -6,6 +6,7 @@ synchronous, so that no other request sees half of it. What a copy consists of i
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import ExitStack, suppress
 from errno import ENOENT, EROFS
@@ -16,18 +17,33 @@ import trio
 from pyunion.branch import copyup, objects
 from pyunion.branch import marks as branch_marks
 from pyunion.branch.dirs import Branch, Dir
+from pyunion.branch.handles import Origins
+from pyunion.branch.index import Index
 from pyunion.branch.work import Work
 from pyunion.fs.locks import KeyedLock
-from pyunion.fs.nodes import Directory, File, Table
+from pyunion.fs.nodes import Directory, File, Node, Table
+from pyunion.union.origin import index_name
+
+log = logging.getLogger(__name__)
 
 
 class Copier:
     """Brings nodes into upper. Without a work directory every change is EROFS."""
 
-    def __init__(self, table: Table, upper: Branch | None, work: Work | None, metacopy: bool) -> None:
+    def __init__(
+        self,
+        table: Table,
+        upper: Branch | None,
+        work: Work | None,
+        origins: Origins | None,
+        index: Index | None,
+        metacopy: bool,
+    ) -> None:
         self.table = table
         self.upper = upper
         self._work = work
+        self._origins = origins
+        self._index = index
         self.metacopy = metacopy
         self.locks = KeyedLock()
 
@@ -62,19 +78,28 @@ class Copier:
         into = node.parent.layers[0]
         lower = node.layers[0]
         name = work.stage(lower.fd(), b".", os.fstat(lower.fd()))
-        self._put(work, name, into, node.name)
+        origin = None if self._origins is None else self._origins.of(lower, b"")
+        self._mark_origin(work, name, origin)
+        self._put(work, name, into, node.name, origin)
         node.layers = (into.child(node.name), *node.layers)
+        node.copied = bool(origin)
 
-    def _put(self, work: Work, staged: bytes, into: Dir, name: bytes) -> None:
+    def _put(self, work: Work, staged: bytes, into: Dir, name: bytes, origin: bytes | None) -> None:
         """Rename a copy into place. It was there already as far as users can see: the directory's times stay."""
         fd = into.fd()
         before = os.fstat(fd)
         try:
+            if origin is not None:
+                branch_marks.set_impure(into)
             work.put(staged, into, name)
         except OSError:
             work.discard(staged)
             raise
         objects.utime(fd, b".", before.st_atime_ns, before.st_mtime_ns)
+
+    def _mark_origin(self, work: Work, staged: bytes, origin: bytes | None) -> None:
+        if origin is not None and work.xattr_prefix is not None:
+            branch_marks.set_origin(work.fd, staged, work.xattr_prefix, origin)
 
     # -- everything else --------------------------------------------------------------------------------------
 
@@ -103,6 +128,7 @@ class Copier:
     async def _copy(self, work: Work, file: File, size: int | None, metadata_only: bool = False) -> None:
         fd, name = file.address()
         st = objects.stat(fd, name)
+        origin = self._origin_of(file, st)
         data = None
         if not S_ISREG(st.st_mode):
             staged = work.stage(fd, name, st)
@@ -117,8 +143,15 @@ class Copier:
                     data = file.data or (file.dir, file.real)
                 else:
                     await self._stage_data(work, staged, source, size)
-        self._publish(work, file, staged, st.st_nlink > 1)
+        self._mark_origin(work, staged, origin)
+        self._publish(work, file, staged, st, origin)
         file.data = data
+
+    def _origin_of(self, file: File, st: os.stat_result) -> bytes | None:
+        """The origin to store; none for one of several links that part company by their copies."""
+        if self._origins is None or (st.st_nlink > 1 and self._index is None) or file.dead:
+            return None
+        return self._origins.of(file.dir, file.real)
 
     @staticmethod
     async def _stage_data(work: Work, staged: bytes, source: copyup.Source, size: int | None) -> None:
@@ -129,22 +162,40 @@ class Copier:
         else:
             copyup.stage_file(*arguments)
 
-    def _publish(self, work: Work, file: File, staged: bytes, linked: bool) -> None:
+    def _publish(
+        self, work: Work, file: File, staged: bytes, st: os.stat_result, origin: bytes | None
+    ) -> None:
         """Put a finished copy where the file is now: it may have been moved or unlinked while it was made."""
         if file.dead:
             file.pin = os.open(staged, objects.PIN, dir_fd=work.fd)
             os.unlink(staged, dir_fd=work.fd)
             assert self.upper is not None
             file.dir, file.real = self.upper.root, b""
+            file.hidden_links = 0
+        elif origin and st.st_nlink > 1:
+            self._put_in_index(work, file, staged, st, origin)
         else:
-            self._put_names(work, file, staged)
-        file.removed = 0
+            self._put_names(work, file, staged, origin)
+            file.hidden_links = 0
+        file.copied = bool(origin)
         self.table.forget_key(file)
-        if linked or file.aliases:
+        if st.st_nlink > 1 or file.aliases:
             self.table.add_link(file, file.stat())
         self._swap_descriptors(file)
 
-    def _put_names(self, work: Work, file: File, staged: bytes) -> None:
+    def _put_in_index(self, work: Work, file: File, staged: bytes, st: os.stat_result, origin: bytes) -> None:
+        """All names of a lower file are found by the index from now on; the one that is changed gets a link too."""
+        assert self._index is not None
+        assert file.parent is not None
+        names = st.st_nlink - file.hidden_links
+        entry = index_name(origin)
+        self._index.put(work.fd, staged, entry)
+        file.index, file.lower_links = entry, st.st_nlink
+        file.dir, file.real = self._index.dir, entry
+        file.hidden_links = 1 - names
+        self.name_in_upper(file, file.parent, file.name)
+
+    def _put_names(self, work: Work, file: File, staged: bytes, origin: bytes | None) -> None:
         """All names of a lower file that are known become links of the copy."""
         assert file.parent is not None
         try:
@@ -152,13 +203,65 @@ class Copier:
         except OSError:
             work.discard(staged)
             raise
-        self._put(work, staged, into, file.name)
+        self._put(work, staged, into, file.name, origin)
         file.dir, file.real = into, file.name
         for parent, name in file.aliases or ():
             os.link(
                 file.name, name,
                 src_dir_fd=into.fd(), dst_dir_fd=self.directory(parent).fd(), follow_symlinks=False,
             )  # fmt: skip
+
+    # -- names of indexed files -------------------------------------------------------------------------------
+
+    def must_index(self, file: File) -> bool:
+        """Whether one of the file's names cannot go before its copy is in the index, where the others find it."""
+        return self._index is not None and not file.in_upper and file.key is not None
+
+    def name_in_upper(self, file: File, parent: Directory, name: bytes) -> None:
+        """Before a name of an indexed file changes: it may be one that only the index makes ours."""
+        if file.index is None:
+            return
+        assert self._index is not None
+        into = self.directory(parent)
+        if into.stat(name) is not None:
+            return
+        fd = into.fd()
+        before = os.fstat(fd)
+        names = file.stat().st_nlink - file.hidden_links
+        branch_marks.set_impure(into)
+        self._index.count_from_lower(file.index, names - file.lower_links)
+        self._index.link(file.index, into, name)
+        objects.utime(fd, b".", before.st_atime_ns, before.st_mtime_ns)
+        file.hidden_links += 1
+
+    def settle(self, file: File, parent: Directory, name: bytes) -> None:
+        """When a name is met that only the index makes ours, and what is below it differs, give it its link: upper then
+        shows the same file to those who do not read the index - a mount with index=off, or whoever takes upper as a
+        layer."""
+        try:
+            self.name_in_upper(file, parent, name)
+        except OSError as error:
+            log.info("%r has no link in upper yet: %s", name, error.strerror)
+
+    def before_links_change(self, file: File) -> None:
+        """Store the count of an indexed file's names so that it stays true through the next link(2) or unlink(2)."""
+        if file.index is not None and self._index is not None:
+            self._index.count_from_upper(file.index, file.hidden_links)
+
+    def after_unlink(self, file: File) -> None:
+        """Without names an indexed file leaves the index; it goes on by a descriptor."""
+        if file.index is None or self._index is None or file.stat().st_nlink > file.hidden_links:
+            return
+        if file.pin < 0:
+            file.pin = os.open(file.real, objects.PIN, dir_fd=file.dir.fd())
+        self._index.remove(file.index)
+        file.index = None
+        file.hidden_links = 0
+
+    def comes_into(self, node: Node, into: Dir) -> None:
+        """Before an object gets a name in another directory of upper."""
+        if node.copied and into.branch.xattr_prefix is not None:
+            branch_marks.set_impure(into)
 
     def _swap_descriptors(self, file: File) -> None:
         """Descriptors that were opened on the lower file read the copy from now on: dup2(2) keeps their numbers,

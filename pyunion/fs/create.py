@@ -80,6 +80,8 @@ class Create:
         await self._copier.data(file)
         if file.dead and file.stat().st_nlink == 0:
             raise OSError(ENOENT, os.strerror(ENOENT), name)
+        self._copier.before_links_change(file)
+        self._copier.comes_into(file, self._copier.directory(parent))
         source_fd, source = file.address()
 
         def make(dirfd: int, at: bytes) -> None:
@@ -90,9 +92,10 @@ class Create:
 
         into, _ = self._make(parent, name, None, make)
         if file.dead:
-            os.close(file.pin)
-            file.pin = -1
-            file.dir, file.real = into, name
+            if file.pin >= 0:
+                os.close(file.pin)
+                file.pin = -1
+            file.at(into, name)
         self._table.add_name(file, parent, name)
         st = file.stat()
         self._table.forget_key(file)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pyunion.branch.dirs import Branch, DirCache
+from pyunion.branch.handles import Origins
+from pyunion.branch.index import Index
 from pyunion.branch.work import Work
 from pyunion.fs.attributes import Attributes
 from pyunion.fs.callers import Identity
@@ -39,7 +41,14 @@ class Settings(NamedTuple):
 class FileSystem:
     """The parts of one union, each with a few operations."""
 
-    def __init__(self, branches: Sequence[Branch], work: Work | None, settings: Settings) -> None:
+    def __init__(
+        self,
+        branches: Sequence[Branch],
+        work: Work | None,
+        settings: Settings,
+        origins: Origins | None = None,
+        index: Index | None = None,
+    ) -> None:
         upper = branches[0] if branches[0].writable else None
         root = Directory(None, b"", tuple(branch.root for branch in branches))
         numbered = root.lowers[0] if root.lowers else root.layers[0]
@@ -50,8 +59,9 @@ class FileSystem:
         self.name_max = os.fstatvfs(self.statfs_fd).f_namemax
         self.settings = settings
         self.table = Table(root, os.fstat(self.statfs_fd).st_dev)
-        self.lookup = Lookup(self.table, settings.follow_redirects)
-        self.copier = Copier(self.table, upper, work, settings.metacopy)
+        self.lookup = Lookup(self.table, origins, index, settings.follow_redirects)
+        self.copier = Copier(self.table, upper, work, origins, index, settings.metacopy)
+        self.lookup.settle = self.copier.settle
         self.files = OpenFiles(self.copier, writeback=settings.writeback, sync=settings.sync)
         self.listings = Listings(self.lookup)
         self.attributes = Attributes(self.copier, settings.xattr_prefix)

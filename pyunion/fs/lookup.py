@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from errno import EIO, ENOENT, EPERM
-from stat import S_ISREG
+from stat import S_IFMT, S_ISREG
 from typing import NamedTuple
 
 from pyunion.branch.dirs import Dir
+from pyunion.branch.handles import Origins
+from pyunion.branch.index import Index
 from pyunion.branch.marks import read_dir_marks, read_file_marks
 from pyunion.fs.nodes import Directory, File, Node, Table
 from pyunion.union import marks
 from pyunion.union.merge import Kind, merge_listings
+from pyunion.union.origin import index_name
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,9 @@ class Found(NamedTuple):
     layers: tuple[Dir, ...] = ()  # a directory's layers
     redirect: bytes | None = None  # of its directory in upper
     data: tuple[Dir, bytes] | None = None  # where the data of a metadata-only copy are
-    lower_st: os.stat_result | None = None  # of the topmost lower part, which has the number
+    lower_st: os.stat_result | None = None  # of the topmost lower part or the origin, which has the number
+    entry: bytes | None = None  # the name of an indexed file in the index
+    unlike_below: bool = False  # the name has no link in upper, and what is below it is not the same any more
 
 
 class _Step(NamedTuple):
@@ -46,10 +51,13 @@ class _Step(NamedTuple):
 class Lookup:
     """Finds objects and gives them nodes."""
 
-    def __init__(self, table: Table, follow_redirects: bool) -> None:
+    def __init__(self, table: Table, origins: Origins | None, index: Index | None, follow_redirects: bool) -> None:
         self.table = table
         self.root = table.root
+        self.origins = origins
+        self.index = index
         self.follow = follow_redirects
+        self.settle: Callable[[File, Directory, bytes], None] | None = None  # told of names to link in upper
 
     # -- nodes ------------------------------------------------------------------------------------------------
 
@@ -73,6 +81,9 @@ class Lookup:
         if found is None:
             return None
         node = self._node(parent, name, found)
+        if found.unlike_below and self.settle is not None and isinstance(node, File):
+            self.settle(node, parent, name)
+            return node, attributes(node)
         return node, attributes(node) if found.data is not None else found.st
 
     def existing(self, parent: Directory, name: bytes) -> Node:
@@ -88,6 +99,7 @@ class Lookup:
             directory = Directory(parent, name, found.layers)
             directory.redirect = found.redirect
             shown = found.lower_st or st
+            directory.copied = found.lower_st is not None
             self.table.add(directory, shown.st_dev, shown.st_ino)
             return directory
         known = self.table.linked.get((st.st_dev, st.st_ino)) if self.table.linked else None
@@ -96,7 +108,13 @@ class Lookup:
             return known
         file = File(parent, name, found.dir, found.name)
         file.data = found.data
-        self.table.add(file, st.st_dev, st.st_ino)
+        shown = found.lower_st or st
+        file.copied = found.lower_st is not None
+        if found.entry is not None and self.index is not None:
+            file.index = found.entry
+            file.lower_links = shown.st_nlink
+            file.hidden_links = self.index.hidden_links(found.entry, st, shown.st_nlink)
+        self.table.add(file, shown.st_dev, shown.st_ino)
         if st.st_nlink > 1:
             self.table.add_link(file, st)
         return file
@@ -104,7 +122,7 @@ class Lookup:
     def _another_name(self, file: File, parent: Directory, name: bytes, found: Found) -> None:
         if file.dead:
             # its last known name went, and here is one that was not known: no need for the descriptor any more
-            file.dir, file.real = found.dir, found.name
+            file.at(found.dir, found.name)
             if file.pin >= 0:
                 os.close(file.pin)
                 file.pin = -1
@@ -130,12 +148,59 @@ class Lookup:
                 return self._directory(parent, position, name, st)
             if kind is Kind.WHITEOUT:
                 return None
-            if not branch.is_last and S_ISREG(st.st_mode):
-                file_marks = read_file_marks(layer, name)
-                if file_marks.metacopy:
-                    return self._metacopy(parent, position, name, st, file_marks.redirect)
-            return Found(st, layer, name)
+            return self._file(parent, position, name, st)
         return None
+
+    def _file(self, parent: Directory, position: int, name: bytes, st: os.stat_result) -> Found:
+        layer = parent.layers[position]
+        branch = layer.branch
+        if branch.writable:
+            found = read_file_marks(layer, name)
+            data = None
+            if found.metacopy and S_ISREG(st.st_mode):
+                data = self._data_below(parent, position, name, found.redirect)
+            if not found.origin or self.origins is None:
+                return Found(st, layer, name, data=data)
+            lower_st = self.origins.stat(found.origin)
+            index = self._entry_of(found.origin, st) if lower_st is not None else None
+            if index is None or self.index is None:
+                return Found(st, layer, name, data=data, lower_st=lower_st)
+            return Found(st, self.index.dir, index, data=data, lower_st=lower_st, entry=index)
+        if st.st_nlink > 1 and self.index is not None:
+            indexed = self._indexed(layer, name, st)
+            if indexed is not None:
+                return indexed
+        if not branch.is_last and S_ISREG(st.st_mode):
+            found = read_file_marks(layer, name)
+            if found.metacopy:
+                return Found(st, layer, name, data=self._data_below(parent, position, name, found.redirect))
+        return Found(st, layer, name)
+
+    def _entry_of(self, origin: bytes, st: os.stat_result) -> bytes | None:
+        """The index entry of a file in upper that has an origin and other links."""
+        if self.index is None or st.st_nlink < 2:
+            return None
+        name = index_name(origin)
+        entry = self.index.find(name)
+        return name if entry is not None and entry.st_ino == st.st_ino else None
+
+    def _indexed(self, layer: Dir, name: bytes, st: os.stat_result) -> Found | None:
+        """What a lower file with several links has become, if another of its names was changed before."""
+        assert self.index is not None
+        assert self.origins is not None
+        origin = self.origins.of(layer, name)
+        if not origin:
+            return None
+        entry_name = index_name(origin)
+        entry = self.index.find(entry_name)
+        if entry is None or S_IFMT(entry.st_mode) != S_IFMT(st.st_mode):
+            return None
+        found = read_file_marks(self.index.dir, entry_name)
+        data = (layer, name) if found.metacopy else None
+        unlike = not _alike(entry, st)
+        return Found(
+            entry, self.index.dir, entry_name, data=data, lower_st=st, entry=entry_name, unlike_below=unlike
+        )
 
     def covered(self, parent: Directory, name: bytes) -> bool:
         """Whether a layer below upper shows something under the name, so that only a whiteout can hide it."""
@@ -168,9 +233,10 @@ class Lookup:
             lower_st = None  # the top itself is the topmost lower part
         return Found(st, layer, name, tuple(stack), own_redirect, lower_st=lower_st)
 
-    def _metacopy(
-        self, parent: Directory, position: int, name: bytes, st: os.stat_result, redirect: bytes | None
-    ) -> Found:
+    def _data_below(
+        self, parent: Directory, position: int, name: bytes, redirect: bytes | None
+    ) -> tuple[Dir, bytes]:
+        """Where the data of a metadata-only copy are. Raises EIO where they are nowhere."""
         layer = parent.layers[position]
         data = None
         for base, real, _, _ in self._below(parent, position, name, redirect, False):
@@ -178,7 +244,7 @@ class Lookup:
         if data is None:
             log.error("%r in branch %r is a metadata-only copy whose data are in no branch", name, layer.branch.path)
             raise OSError(EIO, os.strerror(EIO), name)
-        return Found(st, layer, name, data=data)
+        return data
 
     def _below(
         self, parent: Directory, position: int, name: bytes, redirect: bytes | None, want_dir: bool
@@ -267,6 +333,13 @@ class Lookup:
         return merge_listings((position, layer.entries()) for position, layer in enumerate(layers))
 
 
+def _alike(copy: os.stat_result, lower: os.stat_result) -> bool:
+    """Whether a copy still is what it is a copy of, as far as a look tells."""
+    return (copy.st_size, copy.st_mtime_ns, copy.st_mode, copy.st_uid, copy.st_gid) == (
+        lower.st_size, lower.st_mtime_ns, lower.st_mode, lower.st_uid, lower.st_gid,
+    )  # fmt: skip
+
+
 def attributes(node: Node) -> os.stat_result:
     """lstat of the object; a metadata-only copy occupies the blocks of its data."""
     if node.is_dir:
@@ -295,6 +368,4 @@ def link_count(node: Node, st: os.stat_result) -> int:
             return 0
         return 1 if len(node.layers) > 1 else st.st_nlink  # type: ignore[attr-defined]
     assert isinstance(node, File)
-    if node.removed:
-        return max(0, st.st_nlink - node.removed)
-    return st.st_nlink
+    return max(0, st.st_nlink - node.hidden_links)

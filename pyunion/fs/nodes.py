@@ -21,7 +21,7 @@ _FIRST_MADE_UP = 1 << 62
 class Node:
     """What file and directory nodes have in common. `parent` and `name` are its place in the union."""
 
-    __slots__ = ("dead", "ino", "lookups", "name", "parent", "removed")
+    __slots__ = ("copied", "dead", "hidden_links", "ino", "lookups", "name", "parent")
 
     is_dir = False
 
@@ -31,13 +31,18 @@ class Node:
         self.parent = parent
         self.name = name
         self.dead = False  # has no name any more
-        self.removed = 0  # names that were removed from the union while the object stays in a lower branch
+        self.hidden_links = 0  # links of the object that are no names in the union: removed names, the index entry
+        self.copied = False  # its object in upper says which lower one it is a copy of
 
 
 class File(Node):
-    """Anything but a directory. Its object is `real` in `dir`, or `pin`, a descriptor, once that name is gone."""
+    """Anything but a directory. Its object is `real` in `dir`, or `pin`, a descriptor, once that name is gone.
 
-    __slots__ = ("aliases", "data", "dir", "fds", "key", "pin", "real")
+    An indexed file, the copy of a hard-linked lower file, is always reached by its entry in the index: its names in the
+    union need not be names in upper.
+    """
+
+    __slots__ = ("aliases", "data", "dir", "fds", "index", "key", "lower_links", "pin", "real")
 
     def __init__(self, parent: Directory, name: bytes, directory: Dir, real: bytes) -> None:
         super().__init__(parent, name)
@@ -48,10 +53,17 @@ class File(Node):
         self.fds: list[int] | None = None  # open descriptors, each of which is a file handle of the kernel's
         self.key: tuple[int, int] | None = None  # device and inode number, where there are other names
         self.aliases: list[tuple[Directory, bytes]] | None = None  # further names that were looked up
+        self.index: bytes | None = None  # its name in the index
+        self.lower_links = 0  # of the lower file that an indexed file is a copy of
 
     @property
     def in_upper(self) -> bool:
         return self.dir.branch.writable
+
+    def at(self, directory: Dir, real: bytes) -> None:
+        """The object has come to another place of upper."""
+        if self.index is None:
+            self.dir, self.real = directory, real
 
     def address(self) -> tuple[int, bytes]:
         """The object as pyunion.branch.objects wants it."""
@@ -187,7 +199,7 @@ class Table:
         if isinstance(node, File) and node.aliases:
             node.parent, node.name = node.aliases.pop()
             if node.in_upper:
-                node.dir, node.real = node.parent.layers[0], node.name
+                node.at(node.parent.layers[0], node.name)
         else:
             node.dead = True
         self.release(parent)
@@ -201,7 +213,7 @@ class Table:
         file.aliases.append((file.parent, file.name))
         file.parent, file.name = parent, name
         if file.in_upper:
-            file.dir, file.real = parent.layers[0], name
+            file.at(parent.layers[0], name)
 
     def move(self, node: Node, parent: Directory, name: bytes) -> None:
         """The node's place is another one now."""

@@ -1,7 +1,7 @@
 """Removing names: unlink and rmdir.
 
 Owns when a whiteout is left behind (something below would show again) and what an object that is still in use
-goes on by. Everything here is synchronous.
+goes on by. All but a copy_up that an indexed file may need first is synchronous.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ class Remove:
         self._lookup = lookup
         self._copier = copier
 
-    def file(self, parent: Directory, name: bytes) -> None:
+    async def file(self, parent: Directory, name: bytes) -> None:
         """unlink(2)."""
         work = self._copier.work
-        node = self._lookup.existing(parent, name)
-        if not isinstance(node, File):
-            raise OSError(EISDIR, os.strerror(EISDIR), name)
+        node = self._file(parent, name)
+        if self._copier.must_index(node):
+            await self._copier.data(node)
+            node = self._file(parent, name)
         self._table.make_primary(node, parent, name)
+        self._copier.name_in_upper(node, parent, name)
+        self._copier.before_links_change(node)
         if node.in_upper:
             into = parent.layers[0]
             keep_open(node)
@@ -39,8 +42,15 @@ class Remove:
                 os.unlink(name, dir_fd=into.fd())
         else:
             work.whiteout(self._copier.directory(parent), name)
-            node.removed += 1
+            node.hidden_links += 1
+        self._copier.after_unlink(node)
         self._dropped(node)
+
+    def _file(self, parent: Directory, name: bytes) -> File:
+        node = self._lookup.existing(parent, name)
+        if not isinstance(node, File):
+            raise OSError(EISDIR, os.strerror(EISDIR), name)
+        return node
 
     def directory(self, parent: Directory, name: bytes) -> None:
         """rmdir(2) of a directory that looks empty, whatever whiteouts it holds."""
@@ -77,5 +87,5 @@ class Remove:
 
 def keep_open(node: File) -> None:
     """Before a file in upper loses the last name that is known: go on by a descriptor."""
-    if node.pin < 0 and not node.aliases:
+    if node.pin < 0 and not node.aliases and node.index is None:
         node.pin = os.open(node.real, objects.PIN, dir_fd=node.dir.fd())

@@ -50,9 +50,8 @@ class Rename:
         if flags not in (0, NOREPLACE, EXCHANGE):
             raise OSError(EINVAL, os.strerror(EINVAL))
         self._check(old_parent, old_name, new_parent, new_name, flags)
-        await self._bring_up(old_parent, old_name)
-        if flags == EXCHANGE:
-            await self._bring_up(new_parent, new_name)
+        await self._bring_up(old_parent, old_name, moves=True)
+        await self._bring_up(new_parent, new_name, moves=flags == EXCHANGE)
         # no await from here on: what was checked above is checked again, and then it holds
         source, target = self._check(old_parent, old_name, new_parent, new_name, flags)
         if source is target:
@@ -106,14 +105,17 @@ class Rename:
         elif source.is_dir:
             raise OSError(ENOTDIR, os.strerror(ENOTDIR), target.name)
 
-    async def _bring_up(self, parent: Directory, name: bytes) -> None:
-        node = self._lookup.existing(parent, name)
-        if isinstance(node, File):
-            await self._copier.data(node)
+    async def _bring_up(self, parent: Directory, name: bytes, moves: bool) -> None:
+        """What moves must be in upper, and so must what is replaced if its other names depend on it."""
+        entry = self._lookup.child(parent, name)
+        if entry is not None and isinstance(entry[0], File) and (moves or self._copier.must_index(entry[0])):
+            await self._copier.data(entry[0])
 
     def _name(self, node: Node, parent: Directory, name: bytes) -> None:
+        """Let this name of the node be the one that changes."""
         if isinstance(node, File):
             self._table.make_primary(node, parent, name)
+            self._copier.name_in_upper(node, parent, name)
 
     # -- marks ------------------------------------------------------------------------------------------------
 
@@ -142,13 +144,16 @@ class Rename:
         there = new_dir.stat(new_name)
         over_whiteout = there is not None and new_dir.is_whiteout(new_name, there)
         self._mark(source, new_parent)
+        self._copier.comes_into(source, new_dir)
         if target is not None:
             self._name(target, new_parent, new_name)
             self._make_way(target)
         self._rename(old_dir, old_name, new_dir, new_name, covered, over_whiteout, source.is_dir)
         if target is not None:
-            if isinstance(target, File) and not target.in_upper:
-                target.removed += 1
+            if isinstance(target, File):
+                if not target.in_upper:
+                    target.hidden_links += 1
+                self._copier.after_unlink(target)
             self._table.drop_name(target)
             self._table.release(target)
         self._table.move(source, new_parent, new_name)
@@ -178,6 +183,7 @@ class Rename:
     def _make_way(self, target: Node) -> None:
         """Prepare what is in upper under the new name for being replaced while somebody may still use it."""
         if isinstance(target, File):
+            self._copier.before_links_change(target)
             if target.in_upper:
                 keep_open(target)
         elif isinstance(target, Directory) and target.in_upper:
@@ -194,6 +200,8 @@ class Rename:
         assert other_parent is not None
         self._mark(one, other_parent)
         self._mark(other, one_parent)
+        self._copier.comes_into(one, other_dir)
+        self._copier.comes_into(other, one_dir)
         syscalls.renameat2(one_dir.fd(), one_name, other_dir.fd(), other_name, EXCHANGE)
         one.parent, one.name = other_parent, other_name
         other.parent, other.name = one_parent, one_name
@@ -206,7 +214,7 @@ class Rename:
 def _follow(node: Node, into: Dir, name: bytes) -> None:
     """The object in upper has moved with its name."""
     if isinstance(node, File):
-        node.dir, node.real = into, name
+        node.at(into, name)
     elif isinstance(node, Directory):
         node.layers[0].move(into, name)
 

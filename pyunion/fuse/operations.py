@@ -51,7 +51,7 @@ class Operations(pyfuse3.Operations):
         attr.st_ino = node.ino
         attr.entry_timeout = attr.attr_timeout = FOREVER_S
         attr.st_mode = st.st_mode
-        attr.st_nlink = st.st_nlink if not (node.is_dir or node.removed) else link_count(node, st)
+        attr.st_nlink = st.st_nlink if not (node.is_dir or node.hidden_links) else link_count(node, st)
         attr.st_uid = st.st_uid
         attr.st_gid = st.st_gid
         attr.st_rdev = st.st_rdev
@@ -146,8 +146,8 @@ class Operations(pyfuse3.Operations):
         return self._entry(node, st)
 
     @guarded
-    def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
-        self._fs.remove.file(self._fs.directory(parent), name)
+    async def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        await self._fs.remove.file(self._fs.directory(parent), name)
 
     @guarded
     def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:

@@ -13,6 +13,9 @@ OPAQUE = b"opaque"
 REDIRECT = b"redirect"
 METACOPY = b"metacopy"
 WHITEOUT = b"whiteout"
+ORIGIN = b"origin"
+IMPURE = b"impure"
+NLINK = b"nlink"
 
 OPAQUE_YES = b"y"
 # Not opaque, but its entries may be whiteouts in xattr form: empty regular files (Linux 6.7).

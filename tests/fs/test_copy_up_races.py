@@ -82,7 +82,7 @@ async def test_unlink_during_the_copy_leaves_a_nameless_file(build: Build, gate:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.fs.copier.data, file)
         await gate.started.wait()
-        bench.fs.remove.file(bench.directory("d"), b"f")
+        await bench.fs.remove.file(bench.directory("d"), b"f")
         gate.release()
     fd = await bench.fs.files.open(file, os.O_RDWR, ME)
     bench.fs.files.write(fd, 0, b"UPPER")

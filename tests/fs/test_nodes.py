@@ -46,7 +46,7 @@ async def test_a_file_that_lost_its_known_name_goes_on_and_gets_the_next_one(bui
     os.link(tmp_path / "upper/one", tmp_path / "upper/two")
     bench = build()
     file = bench.file("one")
-    bench.fs.remove.file(bench.directory(""), b"one")
+    await bench.fs.remove.file(bench.directory(""), b"one")
     assert file.dead
     assert file.stat().st_nlink == 1
     fd = await bench.fs.files.open(file, os.O_RDONLY, ME)

@@ -51,7 +51,8 @@ async def test_results_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("has_errno", errno.EPERM), ("has_errno_after_waiting", errno.ENOSPC), ("refuses", errno.ENOSYS)]
+    ("name", "number"),
+    [("has_errno", errno.EPERM), ("has_errno_after_waiting", errno.ENOSPC), ("refuses", errno.ENOSYS)],
 )
 async def test_an_errno_reaches_the_caller_and_is_nothing_to_log(
     name: str, number: int, caplog: pytest.LogCaptureFixture

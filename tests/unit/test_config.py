@@ -105,14 +105,14 @@ def test_mount_flags() -> None:
         b"",
         b",,",
         b"defaults,_netdev,nofail,noauto,user,users,x-systemd.automount,x-a=b,comment=c d",
-        b"relatime,strictatime,allow_other,default_permissions,index=off,xino=auto",
+        b"relatime,strictatime,allow_other,default_permissions,xino=auto",
     ],
 )
 def test_what_means_nothing_changes_nothing(text: bytes) -> None:
     assert _config(text) == _config()
 
 
-@pytest.mark.parametrize("text", [b"index=on", b"context=a:b", b'fscontext="a:b:c1,c2"'])
+@pytest.mark.parametrize("text", [b"context=a:b", b'fscontext="a:b:c1,c2"'])
 def test_what_is_passed_over_is_noted(text: bytes) -> None:
     config = _config(b"noatime," + text + b",ro")
     assert text.decode() in config.notes[0]
