@@ -11,7 +11,7 @@ from errno import ENODATA, ENOENT, ENOTSUP
 from typing import NamedTuple
 
 from pyunion.branch import objects
-from pyunion.fs.callers import Caller
+from pyunion.fs.callers import CAP_SYS_ADMIN, Caller, is_capable
 from pyunion.fs.copier import Copier
 from pyunion.fs.files import clear_setid
 from pyunion.fs.lookup import attributes
@@ -54,6 +54,9 @@ class Attributes:
             st = objects.stat(*where)
             atime_ns = st.st_atime_ns if changes.atime_ns is None else changes.atime_ns
             objects.utime(*where, atime_ns, st.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns)
+            if changes.mtime_ns is not None and isinstance(node, File):
+                node.told_mtime_ns = changes.mtime_ns
+                node.written = False
         return attributes(node)
 
     async def _truncate(self, file: File, size: int, fd: int | None, caller: Caller) -> None:
@@ -75,9 +78,13 @@ class Attributes:
     def get_xattr(self, node: Node, name: bytes) -> bytes:
         return objects.get_xattr(*address(node), marks.stored_name(name, self._prefix))
 
-    def list_xattr(self, node: Node) -> list[bytes]:
-        names = (marks.visible_name(name, self._prefix) for name in objects.list_xattr(*address(node)))
-        return [name for name in names if name is not None]
+    def list_xattr(self, node: Node, caller: Caller) -> list[bytes]:
+        """The names that the caller may know; the kernel leaves it to us to hide trusted ones."""
+        names = [marks.visible_name(name, self._prefix) for name in objects.list_xattr(*address(node))]
+        shown = [name for name in names if name is not None]
+        if any(name.startswith(b"trusted.") for name in shown) and not is_capable(caller, CAP_SYS_ADMIN):
+            return [name for name in shown if not name.startswith(b"trusted.")]
+        return shown
 
     async def set_xattr(self, node: Node, name: bytes, value: bytes) -> None:
         await self._bring_up(node)

@@ -11,7 +11,8 @@ from typing import Protocol, TypeVar
 
 from pyunion.branch import syscalls
 
-_CAP_FSETID = 1 << 4
+CAP_FSETID = 4
+CAP_SYS_ADMIN = 21
 _T = TypeVar("_T")
 
 
@@ -49,13 +50,14 @@ class Identity:
             syscalls.set_filesystem_ids(*self._own)
 
 
-def keeps_setid(caller: Caller) -> bool:
-    """Whether the caller has CAP_FSETID, so that its writes and truncations leave setuid and setgid alone."""
+def is_capable(caller: Caller, capability: int) -> bool:
+    """Whether the caller has a capability (capabilities(7)): with CAP_FSETID its writes leave setuid and setgid alone,
+    with CAP_SYS_ADMIN it sees trusted xattrs."""
     try:
         with open(f"/proc/{caller.pid}/status", "rb") as status:
             for line in status:
                 if line.startswith(b"CapEff:"):
-                    return bool(int(line[7:], 16) & _CAP_FSETID)
+                    return bool(int(line[7:], 16) >> capability & 1)
     except OSError:
         pass  # it is gone, or in another pid namespace
     return caller.uid == 0

@@ -45,6 +45,7 @@ class Create:
             for fd in opened:
                 os.close(fd)
             raise
+        node.told_mtime_ns = st.st_mtime_ns
         return node, st, opened[0]
 
     def special(

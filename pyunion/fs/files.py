@@ -13,7 +13,7 @@ from stat import S_IMODE, S_ISGID, S_ISUID, S_IXGRP
 import trio
 
 from pyunion.branch import objects
-from pyunion.fs.callers import Caller, keeps_setid
+from pyunion.fs.callers import CAP_FSETID, Caller, is_capable
 from pyunion.fs.copier import Copier
 from pyunion.fs.nodes import Directory, File
 
@@ -54,14 +54,16 @@ class OpenFiles:
             await self._copier.data(file, 0 if flags & os.O_TRUNC else None)
             if flags & os.O_TRUNC:
                 clear_setid(file, caller)
-            if self._writeback and flags & os.O_ACCMODE == os.O_WRONLY:
-                flags = flags & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads what it fills pages with
+            if self._writeback:
+                self._note_mtime(file, truncates=bool(flags & os.O_TRUNC))
+                if flags & os.O_ACCMODE == os.O_WRONLY:
+                    flags = flags & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads what it fills pages with
         if file.data is not None:
             directory, name = file.data
             fd = objects.open_file(directory.fd(), name, flags & _KEEP)
         else:
             fd = objects.open_file(*file.address(), flags & _KEEP)
-        self.add(fd, file, bool(flags & _WRITES) and caller.uid != 0 and not keeps_setid(caller))
+        self.add(fd, file, bool(flags & _WRITES) and caller.uid != 0 and not is_capable(caller, CAP_FSETID))
         return fd
 
     def add(self, fd: int, file: File, clears_setid: bool) -> None:
@@ -99,6 +101,7 @@ class OpenFiles:
         """Write to a file in upper."""
         written = os.pwrite(fd, data, offset)
         opened = self._open[fd]
+        opened.file.written = True
         if opened.clears_setid and self._drop_setid(opened.file):
             self.changed_modes.append(opened.file.ino)
         return written
@@ -114,10 +117,26 @@ class OpenFiles:
 
     def release(self, fd: int) -> None:
         """The kernel has closed the handle."""
-        fds = self._open.pop(fd).file.fds
-        if fds is not None:
-            fds.remove(fd)
+        file = self._open.pop(fd).file
+        if file.fds is not None:
+            file.fds.remove(fd)
+        if self._writeback and file.written:
+            self._put_back_mtime(fd, file)
         os.close(fd)
+
+    @staticmethod
+    def _note_mtime(file: File, truncates: bool) -> None:
+        """With the writeback cache it is the kernel that knows when a file was changed, and it says so by setattr. It
+        says nothing of a write within the same tick of its clock as the change before; but that write, when it comes
+        here, moves the time on disk. So what the kernel knows is noted, and put back when the file is closed."""
+        if not file.written:
+            file.told_mtime_ns = file.stat().st_mtime_ns
+        file.written = file.written or truncates
+
+    @staticmethod
+    def _put_back_mtime(fd: int, file: File) -> None:
+        file.written = False
+        os.utime(fd, ns=(os.fstat(fd).st_atime_ns, file.told_mtime_ns))
 
     async def fsync(self, fd: int, datasync: bool) -> None:
         if self._sync:
@@ -159,5 +178,5 @@ def clear_setid(file: File, caller: Caller) -> None:
     fd, name = file.address()
     mode = S_IMODE(objects.stat(fd, name).st_mode)
     kept = without_setid(mode)
-    if kept != mode and not keeps_setid(caller):
+    if kept != mode and not is_capable(caller, CAP_FSETID):
         objects.chmod(fd, name, kept)

@@ -42,7 +42,9 @@ class File(Node):
     union need not be names in upper.
     """
 
-    __slots__ = ("aliases", "data", "dir", "fds", "index", "key", "lower_links", "pin", "real")
+    __slots__ = (
+        "aliases", "data", "dir", "fds", "index", "key", "lower_links", "pin", "real", "told_mtime_ns", "written",
+    )  # fmt: skip
 
     def __init__(self, parent: Directory, name: bytes, directory: Dir, real: bytes) -> None:
         super().__init__(parent, name)
@@ -55,6 +57,9 @@ class File(Node):
         self.aliases: list[tuple[Directory, bytes]] | None = None  # further names that were looked up
         self.index: bytes | None = None  # its name in the index
         self.lower_links = 0  # of the lower file that an indexed file is a copy of
+
+        self.told_mtime_ns = 0  # of a file that is open for writing: when it was changed, as far as the kernel knows
+        self.written = False  # since then
 
     @property
     def in_upper(self) -> bool:

@@ -246,7 +246,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        return self._fs.attributes.list_xattr(self._nodes[inode])
+        return self._fs.attributes.list_xattr(self._nodes[inode], ctx)
 
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
