@@ -8,17 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import select
-import subprocess
 import time
 from argparse import Namespace
 
 from pyunion import mountinfo, users
-from pyunion.branch import syscalls
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.mountinfo import Mounted
-
-_MNT_DETACH = 2
-_UMOUNT_NOFOLLOW = 8
+from pyunion.unmounting import unmount
 
 _PATIENCE_S = 30.0
 _POLL_S = 0.05
@@ -54,29 +50,15 @@ def _find(given: bytes) -> Mounted:
 def _unmount(mount: Mounted, lazy: bool) -> None:
     point = os.fsdecode(mount.point)
     try:
-        syscalls.umount2(mount.point, _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
-        return
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise _busy(mount) from None
-        if error.errno != errno.EPERM:
-            raise PyunionError(f"cannot unmount {point}: {error.strerror}", ExitCode.MOUNT) from None
-    try:
-        command = [b"fusermount3", b"-u", *([b"-z"] if lazy else []), b"--", mount.point]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=_plain_environment())
+        unmount(mount.point, detach=lazy)
     except FileNotFoundError:
         raise PyunionError(
             f"cannot unmount {point}: fusermount3 is not in PATH, and only root can do without it", ExitCode.MOUNT
         ) from None
-    if done.returncode:
-        if os.fsencode(os.strerror(errno.EBUSY)) in done.stderr:
-            raise _busy(mount)
-        raise PyunionError(f"cannot unmount {point}: {os.fsdecode(done.stderr.strip())}", ExitCode.MOUNT)
-
-
-def _plain_environment() -> dict[str, str]:
-    """So that fusermount3 names errors as we do."""
-    return {**os.environ, "LC_ALL": "C"}
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise _busy(mount) from None
+        raise PyunionError(f"cannot unmount {point}: {error.strerror}", ExitCode.MOUNT) from None
 
 
 def _busy(mount: Mounted) -> PyunionError:

@@ -73,6 +73,11 @@ class Attributes:
         elif isinstance(node, Directory):
             self._copier.directory(node)
 
+    @staticmethod
+    def read_link(node: Node) -> bytes:
+        """What a symlink says."""
+        return objects.readlink(*address(node))
+
     # -- extended attributes ----------------------------------------------------------------------------------
 
     def get_xattr(self, node: Node, name: bytes) -> bytes:

@@ -16,7 +16,6 @@ from typing import Any
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, SetattrFields
 
-from pyunion.branch import objects
 from pyunion.fs.attributes import Changes
 from pyunion.fs.filesystem import FileSystem
 from pyunion.fs.lookup import attributes, link_count
@@ -111,9 +110,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        node = self._nodes[inode]
-        assert isinstance(node, File)
-        return objects.readlink(*node.address())
+        return self._fs.attributes.read_link(self._nodes[inode])
 
     @guarded
     def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:

@@ -9,23 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Sequence
-from errno import EBUSY, EINVAL, EPERM
+from errno import EBUSY, EINVAL
+from functools import partial
 
 import pyfuse3
 import trio
 
-from pyunion.branch import syscalls
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.fs.filesystem import FileSystem
 from pyunion.fuse import readiness
 from pyunion.fuse.operations import Operations
+from pyunion.unmounting import unmount
 
 log = logging.getLogger(__name__)
 
-_MNT_DETACH = 2
-_UMOUNT_NOFOLLOW = 8
 _RETRY_S = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -96,7 +94,7 @@ class Session:
     async def _try_unmount(self, detach: bool) -> bool:
         """Unmount; False when it is busy. In a thread, as the kernel asks us to write back what it holds."""
         try:
-            await trio.to_thread.run_sync(_unmount, self._mountpoint, detach)
+            await trio.to_thread.run_sync(partial(unmount, self._mountpoint, detach=detach))
         except OSError as error:
             if error.errno == EBUSY:
                 return False
@@ -108,14 +106,3 @@ class Session:
         """Give the session back. A mount point that is still mounted is left dead (ENOTCONN), never empty."""
         self._wait.stop_ticking()
         pyfuse3.close(unmount=False)
-
-
-def _unmount(mountpoint: bytes, detach: bool) -> None:
-    try:
-        syscalls.umount2(mountpoint, _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0))
-    except OSError as error:
-        if error.errno != EPERM:
-            raise
-        command = ["fusermount3", "-u", *(["-z"] if detach else []), "--", os.fsdecode(mountpoint)]
-        if subprocess.run(command, check=False, capture_output=True).returncode:
-            raise OSError(EBUSY, os.strerror(EBUSY)) from None

@@ -1,0 +1,1 @@
+"""The architecture as tests: which folder may import which, and how large things may grow."""
