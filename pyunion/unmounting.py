@@ -1,7 +1,7 @@
 """umount(2), or fusermount3 where we may not do that ourselves.
 
-Owns the one way in which a mount of ours is taken away, by the daemon on a signal and by `pyunion umount`. Knows nothing
-of who uses the mount.
+Owns the one way in which a mount of ours is taken away, by the daemon on a signal and by `pyunion umount`. Knows
+nothing of who uses the mount.
 """
 
 from __future__ import annotations
