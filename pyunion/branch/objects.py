@@ -58,6 +58,11 @@ def utime(fd: int, name: bytes, atime_ns: int, mtime_ns: int) -> None:
         os.utime(path(fd, name), ns=(atime_ns, mtime_ns))
 
 
+def statx(fd: int, name: bytes, mask: int) -> bytearray:
+    """struct statx of the object, with its time of birth."""
+    return syscalls.statx(path(fd, name), mask, follow=not name)
+
+
 def truncate(fd: int, name: bytes, size: int) -> None:
     file = open_file(fd, name, os.O_WRONLY)
     try:

@@ -129,6 +129,18 @@ def open_by_handle(mount_fd: int, kind: int, handle: bytes) -> int:
     return _check(_libc.open_by_handle_at(mount_fd, buffer, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
 
 
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) with all its modes."""
+    _check(_libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))
+
+
+def statx(path: bytes, mask: int, follow: bool) -> bytearray:
+    """statx(2): the 256 bytes of struct statx."""
+    answer = ctypes.create_string_buffer(256)
+    _check(_libc.statx(AT_FDCWD, path, 0 if follow else AT_SYMLINK_NOFOLLOW, mask, answer), path)
+    return bytearray(answer.raw)
+
+
 def enter_private_mount_namespace() -> None:
     """unshare(2) into a mount namespace whose changes nobody else sees. Needs CAP_SYS_ADMIN."""
     _check(_libc.unshare(_CLONE_NEWNS))

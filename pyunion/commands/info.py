@@ -56,6 +56,7 @@ def _host() -> Facts:
         "/dev/fuse": preflight.fuse_problem() or True,
         "overlayfs of the kernel": _has_overlayfs(),
         "read-only clones": _read_only_clones(),
+        "extension": _extension(),
         "passthrough": _passthrough(),
     }
 
@@ -65,6 +66,13 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _extension() -> bool | str:
+    """What is beyond pyfuse3: default ACLs without the umask, nameless files, holes, fallocate, inode flags."""
+    if importlib.util.find_spec("pyunion.fuse._wire") is not None:
+        return True
+    return "no; it was not built, and the mount does what pyfuse3 can (scripts/pyunion builds it)"
 
 
 def _libfuse() -> str:

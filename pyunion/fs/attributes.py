@@ -6,8 +6,9 @@ before a change; what is on disk is pyunion/branch/objects.py.
 
 from __future__ import annotations
 
+import fcntl
 import os
-from errno import ENODATA, ENOENT, ENOTSUP
+from errno import ENODATA, ENOENT, ENOTSUP, ENOTTY
 from typing import NamedTuple
 
 from pyunion.branch import objects
@@ -17,6 +18,10 @@ from pyunion.fs.files import clear_setid
 from pyunion.fs.lookup import attributes
 from pyunion.fs.nodes import Directory, File, Node
 from pyunion.union import marks
+
+# FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR; FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR (ioctl_fs_ioc_getflags(2)): 64-bit forms
+_SETTING_IOCTLS = frozenset({0x40086602, 0x401C5820})
+_FLAG_IOCTLS = frozenset({0x80086601, 0x801C581F}) | _SETTING_IOCTLS
 
 
 class Changes(NamedTuple):
@@ -77,6 +82,26 @@ class Attributes:
     def read_link(node: Node) -> bytes:
         """What a symlink says."""
         return objects.readlink(*address(node))
+
+    @staticmethod
+    def statx(node: Node, mask: int) -> bytearray:
+        """struct statx of the object (statx(2)); its number and its link count are the branch's."""
+        return objects.statx(*address(node), mask)
+
+    async def ioctl(self, node: Node, command: int, argument: bytearray) -> None:
+        """Inode flags as chattr(1) and lsattr(1) know them; `argument` is changed in place. Else ENOTTY."""
+        if command not in _FLAG_IOCTLS:
+            raise OSError(ENOTTY, os.strerror(ENOTTY))
+        if command in _SETTING_IOCTLS:
+            if isinstance(node, File):
+                await self._copier.data(node)
+            else:
+                await self._bring_up(node)
+        fd = objects.open_file(*address(node), os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, command, argument)
+        finally:
+            os.close(fd)
 
     # -- extended attributes ----------------------------------------------------------------------------------
 

@@ -25,13 +25,16 @@ class Caller(Protocol):
     def gid(self) -> int: ...
     @property
     def pid(self) -> int: ...
+    @property
+    def umask(self) -> int: ...
 
 
 class Identity:
-    """Creates objects as the caller, so that they have the right owner from the first moment on.
+    """Creates objects as the caller, so that they have the right owner and mode from the first moment on.
 
     The daemon keeps its capabilities meanwhile, as the kernel's overlayfs does. Where it may not change ids (it
-    is not root) objects belong to the daemon's user, who is then the only caller that the kernel lets in.
+    is not root) objects belong to the daemon's user, who is then the only caller that the kernel lets in. The
+    caller's umask is the process's meanwhile, so that upper's file system applies it where there is no default ACL.
     """
 
     def __init__(self, *, switch: bool) -> None:
@@ -39,15 +42,18 @@ class Identity:
         self._own = (os.geteuid(), os.getegid())
 
     def run_as(self, caller: Caller, action: Callable[[], _T]) -> _T:
-        """Run one synchronous action with the caller's file system ids."""
+        """Run one synchronous action with the caller's file system ids and umask."""
         ids = (caller.uid, caller.gid)
-        if not self._switch or ids == self._own:
-            return action()
-        syscalls.set_filesystem_ids(*ids)
+        switch = self._switch and ids != self._own
+        if switch:
+            syscalls.set_filesystem_ids(*ids)
+        os.umask(caller.umask)
         try:
             return action()
         finally:
-            syscalls.set_filesystem_ids(*self._own)
+            os.umask(0)
+            if switch:
+                syscalls.set_filesystem_ids(*self._own)
 
 
 def is_capable(caller: Caller, capability: int) -> bool:

@@ -48,6 +48,21 @@ class Create:
         node.told_mtime_ns = st.st_mtime_ns
         return node, st, opened[0]
 
+    def nameless(self, parent: Directory, mode: int, caller: Caller) -> tuple[File, os.stat_result, int]:
+        """A regular file without a name (O_TMPFILE), which a link may give it one."""
+        if parent.dead:
+            raise OSError(ENOENT, os.strerror(ENOENT))
+        into = self._copier.directory(parent)
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+        fd = self._identity.run_as(caller, lambda: os.open(b".", flags, mode & 0o7777, dir_fd=into.fd()))
+        st = os.fstat(fd)
+        node = File(parent, b"", into, b"")
+        node.dead = True
+        node.pin = os.open(b"/proc/self/fd/%d" % fd, os.O_PATH | os.O_CLOEXEC)
+        node.told_mtime_ns = st.st_mtime_ns
+        self._table.add(node, st.st_dev, st.st_ino)
+        return node, st, fd
+
     def special(
         self, parent: Directory, name: bytes, mode: int, rdev: int, caller: Caller
     ) -> tuple[File, os.stat_result]:
@@ -79,8 +94,6 @@ class Create:
     async def link(self, file: File, parent: Directory, name: bytes) -> os.stat_result:
         """A further name for a file, which is brought into upper first."""
         await self._copier.data(file)
-        if file.dead and file.stat().st_nlink == 0:
-            raise OSError(ENOENT, os.strerror(ENOENT), name)
         self._copier.before_links_change(file)
         self._copier.comes_into(file, self._copier.directory(parent))
         source_fd, source = file.address()

@@ -7,12 +7,12 @@ number, so reads need no table. Knows no names.
 from __future__ import annotations
 
 import os
-from errno import EAGAIN, EINVAL, EOPNOTSUPP
+from errno import EAGAIN, EINVAL, ENXIO, EOPNOTSUPP
 from stat import S_IMODE, S_ISGID, S_ISUID, S_IXGRP
 
 import trio
 
-from pyunion.branch import objects
+from pyunion.branch import objects, syscalls
 from pyunion.fs.callers import CAP_FSETID, Caller, is_capable
 from pyunion.fs.copier import Copier
 from pyunion.fs.nodes import Directory, File
@@ -26,10 +26,11 @@ BUFFER = 1 << 20
 class OpenFile:
     """What is known about a descriptor."""
 
-    __slots__ = ("clears_setid", "file")
+    __slots__ = ("clears_setid", "file", "writes")
 
-    def __init__(self, file: File, clears_setid: bool) -> None:
+    def __init__(self, file: File, writes: bool, clears_setid: bool) -> None:
         self.file = file
+        self.writes = writes
         self.clears_setid = clears_setid
 
 
@@ -43,6 +44,7 @@ class OpenFiles:
         self._open: dict[int, OpenFile] = {}
         self._buffer = memoryview(bytearray(BUFFER))
         self._nowait = _RWF_NOWAIT
+        self.kernel_tells_setid = False  # it says with each write whether setuid and setgid must go
         self.changed_modes: list[int] = []  # numbers of nodes whose mode changed by a write: the kernel must hear
 
     def __len__(self) -> int:
@@ -63,12 +65,14 @@ class OpenFiles:
             fd = objects.open_file(directory.fd(), name, flags & _KEEP)
         else:
             fd = objects.open_file(*file.address(), flags & _KEEP)
-        self.add(fd, file, bool(flags & _WRITES) and caller.uid != 0 and not is_capable(caller, CAP_FSETID))
+        writes = bool(flags & _WRITES)
+        ask = writes and caller.uid != 0 and not self.kernel_tells_setid
+        self.add(fd, file, writes=writes, clears_setid=ask and not is_capable(caller, CAP_FSETID))
         return fd
 
-    def add(self, fd: int, file: File, clears_setid: bool) -> None:
+    def add(self, fd: int, file: File, *, writes: bool, clears_setid: bool) -> None:
         """Take over a descriptor of the file's."""
-        self._open[fd] = OpenFile(file, clears_setid)
+        self._open[fd] = OpenFile(file, writes, clears_setid)
         if file.fds is None:
             file.fds = [fd]
         else:
@@ -97,12 +101,12 @@ class OpenFiles:
                     raise
         return await trio.to_thread.run_sync(_read_fully, fd, size, offset)
 
-    def write(self, fd: int, offset: int, data: bytes) -> int:
+    def write(self, fd: int, offset: int, data: bytes, clear_setid: bool = False) -> int:
         """Write to a file in upper."""
         written = os.pwrite(fd, data, offset)
         opened = self._open[fd]
         opened.file.written = True
-        if opened.clears_setid and self._drop_setid(opened.file):
+        if (clear_setid or opened.clears_setid) and self._drop_setid(opened.file):
             self.changed_modes.append(opened.file.ino)
         return written
 
@@ -114,6 +118,27 @@ class OpenFiles:
         if kept != mode:
             objects.chmod(fd, name, kept)
         return kept != mode
+
+    def seek(self, fd: int, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE. While the file is open for writing the kernel may hold data that are
+        not here yet, so all of it counts as data then; when it is closed they are here."""
+        if self._writeback and any(self._open[other].writes for other in self._open[fd].file.fds or ()):
+            size = os.fstat(fd).st_size
+            if offset >= size:
+                raise OSError(ENXIO, os.strerror(ENXIO))
+            return offset if whence == os.SEEK_DATA else size
+        return os.lseek(fd, offset, whence)
+
+    async def allocate(self, fd: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2) on a file that is open for writing."""
+        await trio.to_thread.run_sync(syscalls.fallocate, fd, mode, offset, length)
+        self._open[fd].file.written = True
+
+    async def copy_range(self, source: int, offset: int, target: int, to: int, length: int) -> int:
+        """copy_file_range(2), which shares blocks where the branch can."""
+        copied = await trio.to_thread.run_sync(os.copy_file_range, source, target, length, offset, to)
+        self._open[target].file.written = True
+        return copied
 
     def release(self, fd: int) -> None:
         """The kernel has closed the handle."""

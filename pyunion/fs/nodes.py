@@ -129,7 +129,7 @@ class Table:
             self._next_made_up += 1
         node.ino = number
         self.nodes[number] = node
-        if node.parent is not None:
+        if node.parent is not None and not node.dead:
             node.parent.children[node.name] = node
 
     def add_link(self, file: File, st: os.stat_result) -> None:

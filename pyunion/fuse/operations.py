@@ -20,6 +20,7 @@ from pyunion.fs.attributes import Changes
 from pyunion.fs.filesystem import FileSystem
 from pyunion.fs.lookup import attributes, link_count
 from pyunion.fs.nodes import ROOT, File, Node
+from pyunion.fuse import wire
 from pyunion.fuse.guard import guarded
 
 FOREVER_S = 10 * 365 * 86400
@@ -172,7 +173,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         fs = self._fs
         node, st, fd = fs.create.file(fs.directory(parent), name, mode, ctx)
-        fs.files.add(fd, node, clears_setid=False)
+        fs.files.add(fd, node, writes=True, clears_setid=False)
         handle: Any = fd
         return FileInfo(fh=handle, keep_cache=True), self._entry(node, st)
 
@@ -183,7 +184,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     def write(self, fh: int, offset: int, data: bytes) -> int:
         files = self._fs.files
-        written = files.write(fh, offset, data)
+        written = files.write(fh, offset, data, wire.kill_suidgid())
         while files.changed_modes:
             pyfuse3.invalidate_inode(pyfuse3.InodeT(files.changed_modes.pop()), attr_only=True)
         return written
@@ -208,7 +209,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     def opendir(self, inode: int, ctx: RequestContext) -> int:
-        return self._fs.listings.open(self._fs.directory(inode))
+        return wire.cached_directory(self._fs.listings.open(self._fs.directory(inode)))
 
     @guarded
     def readdir(self, fh: int, offset: int, token: ReaddirToken) -> None:

@@ -12,14 +12,16 @@ import signal
 from collections.abc import Callable, Sequence
 from errno import EBUSY, EINVAL
 from functools import partial
+from typing import Any
 
 import pyfuse3
 import trio
 
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.fs.filesystem import FileSystem
-from pyunion.fuse import readiness
+from pyunion.fuse import readiness, wire
 from pyunion.fuse.operations import Operations
+from pyunion.fuse.rawops import RawRequests
 from pyunion.unmounting import unmount
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,9 @@ class Session:
         self._fs = fs
         self._mountpoint = mountpoint
         self._wait = readiness.install()
+        self._tasks: trio.Nursery | None = None
+        raw = RawRequests(fs, self._start_task, wire.session_fd)
+        wire.configure(raw.opcodes, raw.hook)
         options = {f"fsname={fsname}", "subtype=pyunion", "default_permissions", *flags}
         if os.geteuid() == 0:
             options.add("allow_other")
@@ -54,13 +59,22 @@ class Session:
     async def serve(self, ready: Callable[[], None], stopping: Callable[[], None]) -> None:
         """Answer requests until the mount ends; `ready` is called when it answers."""
         async with trio.open_nursery() as nursery:
+            self._tasks = nursery
             await nursery.start(self._handle_signals, stopping)
             nursery.start_soon(self._announce, ready)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
 
+    def _start_task(self, *task: Any) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(*task)
+
     async def _announce(self, ready: Callable[[], None]) -> None:
         await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+        granted = wire.granted()
+        self._fs.files.kernel_tells_setid = wire.Init.HANDLE_KILLPRIV_V2 in granted
+        names = ", ".join(flag.name or "" for flag in wire.Init if flag in granted)
+        log.info("granted by the kernel: %s", names or "nothing beyond what pyfuse3 asks for")
         ready()
 
     async def _handle_signals(

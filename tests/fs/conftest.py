@@ -27,6 +27,7 @@ class Me(NamedTuple):
     uid: int = 0
     gid: int = 0
     pid: int = 0
+    umask: int = 0o022
 
 
 ME = Me()
