@@ -1,0 +1,68 @@
+"""Fixtures for all tests, and the session's end: nothing may stay mounted or running."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.harness import leaks
+from tests.harness.union import Union
+
+# The same examples in every run; PYUNION_EXAMPLES=2000 looks further, with new ones each time.
+_EXAMPLES = os.environ.get("PYUNION_EXAMPLES")
+settings.register_profile(
+    "pyunion",
+    max_examples=int(_EXAMPLES or 60),
+    derandomize=_EXAMPLES is None,
+    deadline=None,
+    database=None,
+    print_blob=True,
+)
+settings.load_profile("pyunion")
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory on the machine's own disk, removed at the end."""
+    path = leaks.make_scratch()
+    yield path
+    leaks.remove_scratch(path)
+
+
+@pytest.fixture(scope="session")
+def _can_mount() -> None:
+    """A machine where nothing can be mounted fails the tests; it does not skip them."""
+    assert os.geteuid() == 0, "these tests mount file systems and need root"
+    assert Path("/dev/fuse").exists(), "there is no /dev/fuse"
+
+
+@pytest.fixture(params=["pyunion", "kernel"])
+def union(request: pytest.FixtureRequest, scratch: Path, _can_mount: None) -> Iterator[Union]:
+    """A union for behaviour that pyunion shares with the kernel's overlayfs; the test runs on both."""
+    made = Union(scratch, request.param)
+    yield made
+    made.clean_up()
+
+
+@pytest.fixture
+def pyunion(scratch: Path, _can_mount: None) -> Iterator[Union]:
+    """A union for what pyunion promises beyond overlayfs."""
+    made = Union(scratch, "pyunion")
+    yield made
+    made.clean_up()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    left = leaks.leaked()
+    if left:
+        leaks.clear_leaks()
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line("")
+            for line in left:
+                reporter.write_line(f"LEAK: {line}", red=True)

@@ -1,0 +1,260 @@
+"""Real mounts behind one interface: pyunion as a subprocess, and the kernel's overlayfs as the reference.
+
+A mount waits for ready or death by events, unmounts strictly, and lets the daemon's exit code and log be part
+of the verdict. Knows nothing of what is on the branches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PATIENCE = 60.0  # seconds until a daemon that neither answers nor dies is a failure
+_COMPLAINT = re.compile(r"\b(ERROR|CRITICAL)\b|Traceback|Exception ignored|Warning:")
+
+
+class MountRefused(Exception):
+    """The mount did not come about; the message is what the program said."""
+
+
+class Layers(NamedTuple):
+    """What to mount: the lower branches topmost first, and the writable branch with its work directory."""
+
+    lowers: Sequence[Path]
+    upper: Path | None = None
+    work: Path | None = None
+
+
+class Mounted(NamedTuple):
+    """A line of mountinfo, as far as tests care."""
+
+    point: bytes
+    fstype: str
+    source: bytes
+
+
+def mounted() -> list[Mounted]:
+    """All mounts of this mount namespace."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields = line.split(b" ")
+        after = fields.index(b"-")
+        found.append(Mounted(_unescape(fields[4]), fields[after + 1].decode(), _unescape(fields[after + 2])))
+    return found
+
+
+def _unescape(text: bytes) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text)
+
+
+class Mount(ABC):
+    """A union at `point`. `live` holds all that are mounted now, for the watch over leaks."""
+
+    kind: ClassVar[str]
+    live: ClassVar[set[Mount]] = set()
+
+    def __init__(self, point: Path) -> None:
+        self.point = point
+
+    @abstractmethod
+    def _start(self, layers: Layers, options: Sequence[str]) -> None: ...
+
+    @abstractmethod
+    def _stopped(self) -> None:
+        """Called when the mount is gone."""
+
+    def start(self, layers: Layers, options: Sequence[str] = ()) -> None:
+        self._start(layers, options)
+        Mount.live.add(self)
+
+    def stop(self) -> None:
+        """Unmount strictly: who keeps it busy has made a mistake, and is named."""
+        done = subprocess.run(["umount", self.point], capture_output=True, text=True)
+        if done.returncode:
+            users = ", ".join(users_of(self.point)) or "nobody"
+            raise AssertionError(f"{done.stderr.strip()}; in use by: {users}")
+        Mount.live.discard(self)
+        self._stopped()
+
+    def abandon(self) -> None:
+        """Clear away what a failed test has left, so that it cannot harm the next; never part of a test."""
+        Mount.live.discard(self)
+        subprocess.run(["umount", "--lazy", self.point], capture_output=True)
+
+
+class KernelMount(Mount):
+    """The kernel's overlayfs, with the features that pyunion has as well."""
+
+    kind = "kernel"
+
+    def _start(self, layers: Layers, options: Sequence[str]) -> None:
+        said = [f"lowerdir={':'.join(_escape(lower) for lower in layers.lowers)}"]
+        if layers.upper is not None:
+            said += [f"upperdir={_escape(layers.upper)}", f"workdir={_escape(layers.work)}"]
+        said += ["redirect_dir=on", "xino=on", *options]
+        command = ["mount", "-t", "overlay", "overlay", "-o", ",".join(said), str(self.point)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise MountRefused(done.stderr.strip())
+
+    def _stopped(self) -> None:
+        pass
+
+
+def _escape(path: Path | None) -> str:
+    return re.sub(r"([\\:,])", r"\\\1", str(path))
+
+
+class PyunionMount(Mount):
+    """pyunion as its users run it under a service manager: in the foreground, with the readiness protocol."""
+
+    kind = "pyunion"
+
+    def __init__(self, point: Path) -> None:
+        super().__init__(point)
+        self.expect_complaints = False
+        self.log_path = point.with_name(point.name + ".log")
+        self._daemon: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._daemon is not None
+        return self._daemon.pid
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def descriptors(self) -> int:
+        """How many descriptors the daemon has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def _start(self, layers: Layers, options: Sequence[str]) -> None:
+        notify_path = self.point.with_name(self.point.name + ".notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(os.fspath(notify_path))
+            try:
+                with self.log_path.open("wb") as log:
+                    self._daemon = subprocess.Popen(
+                        self._command(layers, options),
+                        cwd=REPOSITORY,
+                        env={
+                            **os.environ,
+                            "NOTIFY_SOCKET": str(notify_path),
+                            "PYTHONFAULTHANDLER": "1",
+                            "PYTHONWARNINGS": "error",
+                        },
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                    )
+                self._wait_ready(notify)
+            finally:
+                notify_path.unlink()
+        if os.fsencode(self.point) not in [mount.point for mount in mounted()]:
+            raise AssertionError(f"READY=1 was sent, but nothing is mounted; log:\n{self.log()}")
+
+    def _command(self, layers: Layers, options: Sequence[str]) -> list[str]:
+        command = [sys.executable, "-m", "pyunion", "mount", "--foreground"]
+        for lower in layers.lowers:
+            command += ["--lower", re.sub(r"([\\:])", r"\\\1", str(lower))]
+        if layers.upper is not None:
+            command += ["--upper", str(layers.upper), "--work", str(layers.work)]
+        if options:
+            command += ["-o", ",".join(options)]
+        return [*command, str(self.point)]
+
+    def _wait_ready(self, notify: socket.socket) -> None:
+        """Until READY=1 comes or the daemon dies, whichever is first."""
+        with _pidfd(self.pid) as death:
+            poll = select.poll()
+            poll.register(notify, select.POLLIN)
+            poll.register(death, select.POLLIN)
+            while ready := [fd for fd, _ in poll.poll(PATIENCE * 1000)]:
+                if notify.fileno() in ready:
+                    if b"READY=1" in notify.recv(4096).split(b"\n"):
+                        return
+                elif self._reap() == 0 or _COMPLAINT.search(self.log()):
+                    raise AssertionError(f"the daemon ended before it was ready; log:\n{self.log()}")
+                else:
+                    raise MountRefused(self.log().strip())
+        self.abandon()
+        raise AssertionError(f"neither ready nor dead after {PATIENCE} s; log:\n{self.log()}")
+
+    def _reap(self) -> int:
+        assert self._daemon is not None
+        code = self._daemon.wait(PATIENCE)
+        self._daemon = None
+        return code
+
+    def wait_end(self) -> int:
+        """Wait for the daemon's own end and return its exit code."""
+        try:
+            code = self._reap()
+        except subprocess.TimeoutExpired:
+            # faulthandler writes every thread's stack into the log before the process dies
+            os.kill(self.pid, signal.SIGABRT)
+            self._reap()
+            raise AssertionError(f"the daemon did not end within {PATIENCE} s; log:\n{self.log()}") from None
+        Mount.live.discard(self)
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL: the crash that no handler sees."""
+        os.kill(self.pid, signal.SIGKILL)
+        self._reap()
+
+    def _stopped(self) -> None:
+        if self._daemon is None:
+            return  # killed by the test
+        code = self.wait_end()
+        log = self.log()
+        assert code == 0, f"the daemon ended with {code}; log:\n{log}"
+        assert self.expect_complaints or not _COMPLAINT.search(log), f"the daemon complained:\n{log}"
+
+    def abandon(self) -> None:
+        super().abandon()
+        if self._daemon is not None:
+            self._daemon.kill()
+            self._reap()
+
+
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def users_of(point: Path) -> list[str]:
+    """The processes with a descriptor, directory, program or mapping below a mount point, and which."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            links = [process / "cwd", process / "root", process / "exe", *process.glob("fd/*")]
+            held = {target for link in links if (target := _target(link)).is_relative_to(point)}
+            mapped = re.findall(r" (/.*)$", (process / "maps").read_text(), re.MULTILINE)
+            held |= {Path(path) for path in mapped if Path(path).is_relative_to(point)}
+            if held:
+                name = (process / "comm").read_text().strip()
+                found.append(f"{name} (pid {process.name}) by {', '.join(sorted(map(str, held)))}")
+    return found
+
+
+def _target(link: Path) -> Path:
+    try:
+        return link.readlink()
+    except OSError:
+        return Path()
