@@ -124,6 +124,7 @@ class PyunionMount(Mount):
     def __init__(self, point: Path) -> None:
         super().__init__(point)
         self.expect_complaints = False
+        self.package_at = REPOSITORY  # where `python -m pyunion` finds the package
         self.log_path = point.with_name(point.name + ".log")
         self._daemon: subprocess.Popen[bytes] | None = None
 
@@ -147,7 +148,7 @@ class PyunionMount(Mount):
                 with self.log_path.open("wb") as log:
                     self._daemon = subprocess.Popen(
                         self._command(layers, options),
-                        cwd=REPOSITORY,
+                        cwd=self.package_at,
                         env={
                             **os.environ,
                             "NOTIFY_SOCKET": str(notify_path),

@@ -1,0 +1,166 @@
+"""What the extension adds to pyfuse3, and that a mount without it does without, cleanly.
+
+The calls are those of programs: O_TMPFILE with a later link, SEEK_HOLE, fallocate, copy_file_range, chattr.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.harness.files import append, as_user, outcome, run, write
+from tests.harness.mounts import REPOSITORY
+from tests.harness.union import Union
+
+_AT_FDCWD = -100
+_AT_SYMLINK_FOLLOW = 0x400
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    if _libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) < 0:
+        raise OSError(ctypes.get_errno(), "fallocate")
+
+
+def link_open_file(fd: int, path: Path) -> None:
+    source = b"/proc/self/fd/%d" % fd
+    if _libc.linkat(_AT_FDCWD, source, _AT_FDCWD, os.fsencode(path), _AT_SYMLINK_FOLLOW) < 0:
+        raise OSError(ctypes.get_errno(), "linkat")
+
+
+@pytest.fixture
+def bare(pyunion: Union) -> Union:
+    """A union whose daemon runs from a copy of the package in which the extension was not built."""
+    copy = pyunion.base / "bare"
+    shutil.copytree(REPOSITORY / "pyunion", copy / "pyunion", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    pyunion.daemon.package_at = copy
+    return pyunion
+
+
+def test_the_tests_run_with_the_extension(pyunion: Union) -> None:
+    pyunion.mount()
+    assert "DONT_MASK, PARALLEL_DIROPS, CACHE_SYMLINKS, HANDLE_KILLPRIV_V2" in pyunion.daemon.log()
+
+
+def test_a_nameless_file_lives_until_it_is_closed_or_linked(union: Union) -> None:
+    (union.low / "d").mkdir()
+    union.mount()
+    for named in (False, True):
+        fd = os.open(union.at / "d", os.O_TMPFILE | os.O_RDWR, 0o640)
+        os.write(fd, b"nameless")
+        assert os.fstat(fd).st_nlink == 0
+        assert os.listdir(union.at / "d") == []
+        if named:
+            link_open_file(fd, union.at / "d/name")
+            assert os.fstat(fd).st_nlink == 1
+            append(union.at / "d/name", "!")
+            assert os.pread(fd, 99, 0) == b"nameless!"
+        os.close(fd)
+    union.remount()
+    assert (union.at / "d/name").read_text() == "nameless!"
+    assert (union.at / "d/name").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_nameless_file_belongs_to_its_maker(pyunion: Union) -> None:
+    pyunion.low.chmod(0o777)
+    pyunion.mount()
+    script = "import os, sys; print(os.fstat(os.open(sys.argv[1], os.O_TMPFILE | os.O_RDWR, 0o666)).st_uid)"
+    assert as_user("/usr/bin/python3", "-c", script, pyunion.at, uid=1234).strip() == "1234"
+
+
+def test_holes_are_found_in_files_of_both_kinds_of_branches(pyunion: Union) -> None:
+    for path in (pyunion.low / "lower", pyunion.top / "upper"):
+        path.touch()
+        os.truncate(path, 1 << 20)
+        append(path, "data")
+    pyunion.mount()
+    for name in ("lower", "upper"):
+        fd = os.open(pyunion.at / name, os.O_RDONLY)
+        assert os.lseek(fd, 0, os.SEEK_DATA) == 1 << 20
+        assert os.lseek(fd, 0, os.SEEK_HOLE) == 0
+        assert outcome(os.lseek, fd, (1 << 20) + 4, os.SEEK_DATA) == "ENXIO"
+        os.close(fd)
+
+
+def test_data_that_only_the_kernels_cache_has_are_no_hole(pyunion: Union) -> None:
+    pyunion.mount()
+    writer = os.open(pyunion.at / "f", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(writer, 1 << 20)
+    os.pwrite(writer, b"data", 1 << 19)
+    reader = os.open(pyunion.at / "f", os.O_RDONLY)
+    assert os.lseek(reader, 0, os.SEEK_DATA) <= 1 << 19
+    os.close(writer)
+    assert 0 < os.lseek(reader, 0, os.SEEK_DATA) <= 1 << 19
+    os.close(reader)
+
+
+def test_space_is_allocated_and_holes_are_punched(union: Union) -> None:
+    write(union.low / "f", "x" * 16384)
+    union.mount()
+    fd = os.open(union.at / "f", os.O_RDWR)
+    fallocate(fd, 0, 0, 32768)
+    assert os.fstat(fd).st_size == 32768
+    fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, 4096, 4096)
+    assert os.pread(fd, 8192, 0) == b"x" * 4096 + bytes(4096)
+    os.close(fd)
+    assert (union.low / "f").read_text() == "x" * 16384
+
+
+def test_copy_file_range_between_a_lower_file_and_a_new_one(union: Union) -> None:
+    write(union.low / "f", "0123456789")
+    union.mount()
+    source = os.open(union.at / "f", os.O_RDONLY)
+    target = os.open(union.at / "new", os.O_RDWR | os.O_CREAT)
+    assert os.copy_file_range(source, target, 4, 3, 0) == 4
+    assert os.pread(target, 99, 0) == b"3456"
+    os.close(source)
+    os.close(target)
+
+
+def test_inode_flags_are_set_in_upper_only(pyunion: Union) -> None:
+    write(pyunion.low / "f", "x")
+    pyunion.mount()
+    run("chattr", "+i", pyunion.at / "f")
+    try:
+        assert "i" in run("lsattr", pyunion.at / "f").split()[0]
+        assert "i" not in run("lsattr", pyunion.low / "f").split()[0]
+        assert outcome(append, pyunion.at / "f", "y") == "EPERM"
+    finally:
+        run("chattr", "-i", pyunion.at / "f")
+    append(pyunion.at / "f", "y")
+
+
+def test_birth_times_are_the_branchs(pyunion: Union) -> None:
+    write(pyunion.low / "f", "x")
+    pyunion.mount()
+    assert run("stat", "-c", "%W", pyunion.at / "f") == run("stat", "-c", "%W", pyunion.low / "f")
+
+
+def test_setuid_goes_by_a_write_and_the_kernel_sees_it_go(pyunion: Union) -> None:
+    write(pyunion.low / "f", "x", mode=0o6777)
+    pyunion.mount()
+    append(pyunion.at / "f", "by root")
+    assert (pyunion.at / "f").stat().st_mode & 0o7777 == 0o6777
+    as_user("sh", "-c", 'echo by a user >> "$0"', pyunion.at / "f")
+    assert (pyunion.at / "f").stat().st_mode & 0o7777 == 0o777
+
+
+def test_without_the_extension_the_mount_does_what_pyfuse3_can(bare: Union) -> None:
+    write(bare.low / "f", "x", mode=0o6777)
+    bare.mount()
+    assert "nothing beyond what pyfuse3 asks for" in bare.daemon.log()
+    as_user("sh", "-c", 'echo by a user >> "$0"', bare.at / "f")
+    assert (bare.at / "f").stat().st_mode & 0o7777 == 0o777
+    assert outcome(os.open, bare.at, os.O_TMPFILE | os.O_RDWR) in ("EOPNOTSUPP", "ENOTSUP", "EISDIR")
+    fd = os.open(bare.at / "f", os.O_RDWR)
+    assert os.lseek(fd, 0, os.SEEK_HOLE) == os.fstat(fd).st_size
+    assert outcome(fallocate, fd, 0, 0, 4096) in ("EOPNOTSUPP", "ENOTSUP")
+    os.close(fd)
+    run("cp", "--reflink=auto", bare.at / "f", bare.at / "copy")
+    assert (bare.at / "copy").read_text() == (bare.at / "f").read_text()
