@@ -68,10 +68,11 @@ def test_a_nameless_file_lives_until_it_is_closed_or_linked(union: Union) -> Non
 
 
 def test_a_nameless_file_belongs_to_its_maker(pyunion: Union) -> None:
-    pyunion.low.chmod(0o777)
+    (pyunion.low / "d").mkdir()
+    (pyunion.low / "d").chmod(0o777)
     pyunion.mount()
     script = "import os, sys; print(os.fstat(os.open(sys.argv[1], os.O_TMPFILE | os.O_RDWR, 0o666)).st_uid)"
-    assert as_user("/usr/bin/python3", "-c", script, pyunion.at, uid=1234).strip() == "1234"
+    assert as_user("/usr/bin/python3", "-c", script, pyunion.at / "d", uid=1234).strip() == "1234"
 
 
 def test_holes_are_found_in_files_of_both_kinds_of_branches(pyunion: Union) -> None:
