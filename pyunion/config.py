@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pyunion.errors import ExitCode, PyunionError
+from pyunion.union.ids import AS_STORED, NOT_MAPPED, Mapping, Owners, Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class MountConfig:
     mount_flags: tuple[str, ...] = ()  # flags of the FUSE mount itself; `ro` follows from read_only
     fsname: str = "pyunion"
     foreground: bool = False
+    owners: Owners = NOT_MAPPED
     log_level: str = "info"
     log_file: bytes | None = None
     notes: tuple[str, ...] = ()  # sentences about options that were accepted and do nothing
@@ -47,6 +49,8 @@ class Options:
     upper: bytes | None = None
     work: bytes | None = None
     fsname: str = "pyunion"
+    uids: Mapping = AS_STORED
+    gids: Mapping = AS_STORED
     switches: dict[str, bool] = field(default_factory=dict)  # fields of MountConfig
     flags: dict[str, str] = field(default_factory=dict)  # subject -> mount flag
     notes: list[str] = field(default_factory=list)
@@ -154,6 +158,7 @@ def make_config(
         mountpoint=mountpoint,
         mount_flags=tuple(flag for flag in flags.values() if flag),
         fsname=options.fsname,
+        owners=Owners(options.uids, options.gids),
         foreground=foreground,
         log_level=log_level,
         log_file=log_file,
@@ -203,8 +208,39 @@ def _parse_value(option: bytes, options: Options) -> None:
         options.fsname = os.fsdecode(value)
         if "\\" in options.fsname:  # libfuse would take it for the beginning of an escape
             raise _usage("the value of fsname= must have neither commas nor backslashes")
-    else:
+    elif not _parse_ids(key, value, options):
         raise _usage(f"unknown option '{os.fsdecode(option)}' in -o; `pyunion mount --help` lists those that exist")
+
+
+def _parse_ids(key: bytes, value: bytes, options: Options) -> bool:
+    """Mappings of owners; whether the option is one."""
+    if key == b"uidmapping":
+        options.uids = options.uids._replace(ranges=_ranges(key, value))
+    elif key == b"gidmapping":
+        options.gids = options.gids._replace(ranges=_ranges(key, value))
+    elif key == b"squash_to_root" and not value:
+        options.uids, options.gids = options.uids._replace(squash_to=0), options.gids._replace(squash_to=0)
+    elif key == b"squash_to_uid":
+        options.uids = options.uids._replace(squash_to=_id(key, value))
+    elif key == b"squash_to_gid":
+        options.gids = options.gids._replace(squash_to=_id(key, value))
+    else:
+        return False
+    return True
+
+
+def _ranges(key: bytes, value: bytes) -> tuple[Range, ...]:
+    """SHOWN:STORED:COUNT, and more of them after further colons."""
+    numbers = [_id(key, number) for number in value.split(b":")]
+    if len(numbers) % 3:
+        raise _usage(f"{os.fsdecode(key)}= takes SHOWN:STORED:COUNT, and as many more of these as there are ranges")
+    return tuple(Range(*numbers[at : at + 3]) for at in range(0, len(numbers), 3))
+
+
+def _id(key: bytes, text: bytes) -> int:
+    if not text.isdigit() or int(text) >= 1 << 32:
+        raise _usage(f"{os.fsdecode(key)}= takes numbers of users or groups, and '{os.fsdecode(text)}' is none")
+    return int(text)
 
 
 def _one_of(what: str, by_switch: bytes | None, by_option: bytes | None) -> bytes | None:

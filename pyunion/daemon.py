@@ -16,6 +16,7 @@ from typing import NamedTuple
 import trio
 
 from pyunion.branch import opening, syscalls
+from pyunion.branch.copyup import Terms
 from pyunion.branch.dirs import Branch, DirCache
 from pyunion.branch.handles import Origins
 from pyunion.branch.index import Index, open_index_directory
@@ -25,6 +26,7 @@ from pyunion.config import MountConfig
 from pyunion.fs.filesystem import FileSystem, Settings
 from pyunion.fuse.session import Session
 from pyunion.union import marks
+from pyunion.union.ids import Owners
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +100,17 @@ def _open_writable(
     features = probe_upper(work_fd, config.userxattr)
     for reason in features.reasons:
         log.warning("%s", reason)
+    owners = _owners(config)
+    terms = Terms(
+        features.xattr_prefix,
+        not config.volatile,
+        owners.uids.overflow,
+        owners.gids.overflow,
+        must_chown=os.geteuid() == 0,
+    )
     return _Writable(
         opening.open_upper(upper, cache, stack, features.xattr_prefix),
-        Work(
-            work_fd, features.xattr_prefix, sync=not config.volatile, device_whiteouts=features.whiteout_device
-        ),
+        Work(work_fd, terms, device_whiteouts=features.whiteout_device),
         work_root,
         features,
     )
@@ -123,6 +131,24 @@ def _open_index(
     return Index(Branch(0, b"index", fd, cache, writable=True))
 
 
+def _owners(config: MountConfig) -> Owners:
+    """The mappings that the user asked for, completed for the user namespace that we are in."""
+    uids, gids = config.owners
+    return Owners(
+        uids._replace(overflow=_unmapped("uid"), own=os.geteuid()),
+        gids._replace(overflow=_unmapped("gid"), own=os.getegid()),
+    )
+
+
+def _unmapped(kind: str) -> int | None:
+    """The overflow id if it stands for ids that this namespace does not have; None where it is an id like others."""
+    with open(f"/proc/sys/kernel/overflow{kind}", encoding="ascii") as file:
+        overflow = int(file.read())
+    with open(f"/proc/self/{kind}_map", encoding="ascii") as file:
+        ranges = [tuple(map(int, line.split())) for line in file]
+    return None if any(inside <= overflow < inside + count for inside, _, count in ranges) else overflow
+
+
 def _settings(config: MountConfig, features: UpperFeatures | None, prefix: bytes) -> Settings:
     return Settings(
         redirect_dir=config.redirect_dir,
@@ -133,6 +159,7 @@ def _settings(config: MountConfig, features: UpperFeatures | None, prefix: bytes
         rename_whiteout=features is not None and features.rename_whiteout,
         switch_ids=os.geteuid() == 0 and syscalls.keep_capabilities_over_setfsuid(),
         xattr_prefix=prefix,
+        owners=_owners(config),
     )
 
 

@@ -7,8 +7,10 @@ decides when or where to copy; stage_file is made to run in a worker thread and 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from errno import EINVAL, ENOSYS, ENOTSUP, ENXIO, EOPNOTSUPP, EPERM, EXDEV
-from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IMODE
+from functools import partial
+from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IMODE, S_ISGID, S_ISUID
 from typing import NamedTuple
 
 from pyunion.branch import objects, syscalls
@@ -20,6 +22,27 @@ _CANNOT_SHARE = (EXDEV, EINVAL, ENOSYS, EOPNOTSUPP, ENOTSUP, EPERM)
 _STAGE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
+class Terms(NamedTuple):
+    """What holds for all copies of a mount."""
+
+    xattr_prefix: bytes | None = marks.TRUSTED  # of the marks, which are not copied
+    sync: bool = True  # the data are on disk before the copy appears
+    overflow_uid: int | None = None  # ids that stand for those which our user namespace does not have
+    overflow_gid: int | None = None
+    must_chown: bool = True  # False where we are not root, and copies may belong to us
+
+    def owner(self, st: os.stat_result) -> tuple[int, int]:
+        """The ids that a copy gets; -1 for one that cannot be given."""
+        return (
+            -1 if st.st_uid == self.overflow_uid else st.st_uid,
+            -1 if st.st_gid == self.overflow_gid else st.st_gid,
+        )
+
+    def mode(self, st: os.stat_result, kept: bool) -> int:
+        """Setuid and setgid would say something else with another owner."""
+        return S_IMODE(st.st_mode) if kept else S_IMODE(st.st_mode) & ~(S_ISUID | S_ISGID)
+
+
 class Source(NamedTuple):
     """An open regular file to be copied. A metadata-only copy has its data in another file."""
 
@@ -28,20 +51,18 @@ class Source(NamedTuple):
     st: os.stat_result
 
 
-def stage_file(
-    work_fd: int, name: bytes, source: Source, size: int, prefix: bytes | None, sync: bool
-) -> None:
+def stage_file(work_fd: int, name: bytes, source: Source, size: int, terms: Terms) -> None:
     """Make `name` in the work directory a copy of a regular file, with its first `size` bytes only.
 
-    With `sync` the data are on disk before this returns, so that a rename can never put a short file in place.
+    The data are on disk before this returns, so that a rename can never put a short file in place.
     On failure nothing is left behind. Raises OSError.
     """
     fd = os.open(name, _STAGE, 0o600, dir_fd=work_fd)
     try:
         if size:
             copy_data(source.data_fd, fd, size)
-        _dress_file(fd, source, prefix)
-        if sync and size:
+        _dress_file(fd, source, terms)
+        if terms.sync and size:
             os.fsync(fd)
     except BaseException:
         os.unlink(name, dir_fd=work_fd)
@@ -50,13 +71,14 @@ def stage_file(
         os.close(fd)
 
 
-def stage_metadata(work_fd: int, name: bytes, source: Source, prefix: bytes) -> None:
+def stage_metadata(work_fd: int, name: bytes, source: Source, terms: Terms) -> None:
     """Make `name` in the work directory a metadata-only copy: all holes, its data still in the layer below."""
     fd = os.open(name, _STAGE, 0o600, dir_fd=work_fd)
     try:
         os.ftruncate(fd, source.st.st_size)
-        os.setxattr(fd, prefix + marks.METACOPY, b"")
-        _dress_file(fd, source, prefix)
+        assert terms.xattr_prefix is not None
+        os.setxattr(fd, terms.xattr_prefix + marks.METACOPY, b"")
+        _dress_file(fd, source, terms)
     except BaseException:
         os.unlink(name, dir_fd=work_fd)
         raise
@@ -65,7 +87,7 @@ def stage_metadata(work_fd: int, name: bytes, source: Source, prefix: bytes) -> 
 
 
 def stage_other(
-    work_fd: int, name: bytes, src_fd: int, src_name: bytes, st: os.stat_result, prefix: bytes | None
+    work_fd: int, name: bytes, src_fd: int, src_name: bytes, st: os.stat_result, terms: Terms
 ) -> None:
     """Make `name` in the work directory a copy of a directory (without its entries), symlink, device, fifo or
     socket. Special files are never opened. On failure nothing is left behind."""
@@ -77,13 +99,13 @@ def stage_other(
     else:
         os.mknod(name, form | 0o600, st.st_rdev, dir_fd=work_fd)
     try:
-        os.chown(name, st.st_uid, st.st_gid, dir_fd=work_fd, follow_symlinks=False)
+        kept = _give_owner(partial(os.chown, name, dir_fd=work_fd, follow_symlinks=False), st, terms)
         if form != S_IFLNK:
-            syscalls.chmod_nofollow(work_fd, name, S_IMODE(st.st_mode))
+            syscalls.chmod_nofollow(work_fd, name, terms.mode(st, kept))
         for key in objects.list_xattr(src_fd, src_name):
-            if not (prefix and marks.is_mark(key, prefix)):
+            if not _stays_behind(key, terms):
                 value = objects.get_xattr(src_fd, src_name, key)
-                _set_xattr(objects.path(work_fd, name), key, value, follow_symlinks=False)
+                _set_xattr(objects.path(work_fd, name), key, value, terms, follow_symlinks=False)
         objects.utime(work_fd, name, st.st_atime_ns, st.st_mtime_ns)
     except BaseException:
         if form == S_IFDIR:
@@ -93,12 +115,28 @@ def stage_other(
         raise
 
 
-def _dress_file(fd: int, source: Source, prefix: bytes | None) -> None:
+def _give_owner(chown: Callable[[int, int], None], st: os.stat_result, terms: Terms) -> bool:
+    """Give a copy its owner, as far as we can and must; whether it has it."""
+    owner = terms.owner(st)
+    try:
+        chown(*owner)
+    except PermissionError:
+        if terms.must_chown:
+            raise
+        return False
+    return owner == (st.st_uid, st.st_gid)
+
+
+def _stays_behind(key: bytes, terms: Terms) -> bool:
+    return terms.xattr_prefix is not None and marks.is_mark(key, terms.xattr_prefix)
+
+
+def _dress_file(fd: int, source: Source, terms: Terms) -> None:
     """Owner before mode, as chown clears setuid; xattrs after both, as file capabilities go with a chown;
     times last."""
     st = source.st
-    os.fchown(fd, st.st_uid, st.st_gid)
-    os.fchmod(fd, S_IMODE(st.st_mode))
+    kept = _give_owner(partial(os.fchown, fd), st, terms)
+    os.fchmod(fd, terms.mode(st, kept))
     try:
         keys = os.listxattr(source.fd)
     except OSError as error:
@@ -107,16 +145,18 @@ def _dress_file(fd: int, source: Source, prefix: bytes | None) -> None:
         keys = []
     for text in keys:
         key = os.fsencode(text)
-        if not (prefix and marks.is_mark(key, prefix)):
-            _set_xattr(fd, key, os.getxattr(source.fd, key))
+        if not _stays_behind(key, terms):
+            _set_xattr(fd, key, os.getxattr(source.fd, key), terms)
     os.utime(fd, ns=(st.st_atime_ns, st.st_mtime_ns))
 
 
-def _set_xattr(target: int | bytes, key: bytes, value: bytes, follow_symlinks: bool = True) -> None:
+def _set_xattr(target: int | bytes, key: bytes, value: bytes, terms: Terms, follow_symlinks: bool = True) -> None:
     """Only what protects a file (ACLs, security.*) must come along to a file system that has no such xattrs."""
     try:
         os.setxattr(target, key, value, follow_symlinks=follow_symlinks)
     except OSError as error:
+        if error.errno == EPERM and not terms.must_chown and key.startswith((b"trusted.", b"security.")):
+            return  # what only root may set, for a copy that is ours
         if error.errno != ENOTSUP or key.startswith((b"system.posix_acl", b"security.")):
             raise
 

@@ -21,10 +21,10 @@ _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Work:
     """WORK/work, open for the life of the mount."""
 
-    def __init__(self, fd: int, xattr_prefix: bytes | None, *, sync: bool, device_whiteouts: bool = True) -> None:
+    def __init__(self, fd: int, terms: copyup.Terms, *, device_whiteouts: bool = True) -> None:
         self.fd = fd
-        self.xattr_prefix = xattr_prefix
-        self.sync = sync
+        self.terms = terms
+        self.xattr_prefix = terms.xattr_prefix
         self._device_whiteouts = device_whiteouts
         self._count = 0
         self._whiteout: bytes | None = None
@@ -36,7 +36,7 @@ class Work:
     def stage(self, src_fd: int, src_name: bytes, st: os.stat_result) -> bytes:
         """Prepare a copy of anything but a regular file; returns its name in the work directory."""
         name = self.temp_name()
-        copyup.stage_other(self.fd, name, src_fd, src_name, st, self.xattr_prefix)
+        copyup.stage_other(self.fd, name, src_fd, src_name, st, self.terms)
         return name
 
     def put(self, name: bytes, into: Dir, at: bytes) -> None:

@@ -55,7 +55,13 @@ def _switches(arguments: Namespace) -> list[bytes]:
         texts.append(b"metacopy=" + arguments.metacopy.encode())
     if arguments.aufs_whiteouts:
         texts.append(b"aufs")
-    return texts
+    ids = {
+        b"uidmapping": arguments.uid_map,
+        b"gidmapping": arguments.gid_map,
+        b"squash_to_uid": arguments.squash_to_uid,
+        b"squash_to_gid": arguments.squash_to_gid,
+    }
+    return texts + [key + b"=" + os.fsencode(value) for key, value in ids.items() if value is not None]
 
 
 def _encoded(text: str | None) -> bytes | None:

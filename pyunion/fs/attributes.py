@@ -18,6 +18,7 @@ from pyunion.fs.files import clear_setid
 from pyunion.fs.lookup import attributes
 from pyunion.fs.nodes import Directory, File, Node
 from pyunion.union import marks
+from pyunion.union.ids import Owners
 
 # FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR; FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR (ioctl_fs_ioc_getflags(2)): 64-bit forms
 _SETTING_IOCTLS = frozenset({0x40086602, 0x401C5820})
@@ -38,9 +39,10 @@ class Changes(NamedTuple):
 class Attributes:
     """Changes attributes of nodes."""
 
-    def __init__(self, copier: Copier, xattr_prefix: bytes) -> None:
+    def __init__(self, copier: Copier, xattr_prefix: bytes, owners: Owners) -> None:
         self._copier = copier
         self._prefix = xattr_prefix
+        self._owners = owners
 
     async def change(self, node: Node, changes: Changes, fd: int | None, caller: Caller) -> os.stat_result:
         """Apply changes; `fd` is the handle that a truncation came through. Returns the new attributes."""
@@ -51,8 +53,9 @@ class Attributes:
             await self._bring_up(node)
         where = address(node)
         if changes.uid is not None or changes.gid is not None:
-            uid = -1 if changes.uid is None else changes.uid
-            objects.chown(*where, uid, -1 if changes.gid is None else changes.gid)
+            uid = -1 if changes.uid is None else self._owners.uids.stored(changes.uid)
+            gid = -1 if changes.gid is None else self._owners.gids.stored(changes.gid)
+            objects.chown(*where, uid, gid)
         if changes.mode is not None:  # after the owner: chown clears setuid and setgid
             objects.chmod(*where, changes.mode)
         if changes.atime_ns is not None or changes.mtime_ns is not None:

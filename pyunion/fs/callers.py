@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from pyunion.branch import syscalls
+from pyunion.union.ids import Owners
 
 CAP_FSETID = 4
 CAP_SYS_ADMIN = 21
@@ -37,21 +38,22 @@ class Identity:
     caller's umask is the process's meanwhile, so that upper's file system applies it where there is no default ACL.
     """
 
-    def __init__(self, *, switch: bool) -> None:
+    def __init__(self, *, switch: bool, owners: Owners) -> None:
         self._switch = switch
+        self._owners = owners
         self._own = (os.geteuid(), os.getegid())
 
     def run_as(self, caller: Caller, action: Callable[[], _T]) -> _T:
         """Run one synchronous action with the caller's file system ids and umask."""
-        ids = (caller.uid, caller.gid)
-        switch = self._switch and ids != self._own
+        ids = (self._owners.uids.stored(caller.uid), self._owners.gids.stored(caller.gid))
+        switch = self._switch and ids != self._own and -1 not in ids
         if switch:
             syscalls.set_filesystem_ids(*ids)
-        os.umask(caller.umask)
+        own_umask = os.umask(caller.umask)
         try:
             return action()
         finally:
-            os.umask(0)
+            os.umask(own_umask)
             if switch:
                 syscalls.set_filesystem_ids(*self._own)
 

@@ -138,8 +138,7 @@ class Copier:
             with ExitStack() as stack:
                 source = _open_source(file, st, stack)
                 if metadata_only and alone and st.st_size:
-                    assert work.xattr_prefix is not None
-                    copyup.stage_metadata(work.fd, staged, source, work.xattr_prefix)
+                    copyup.stage_metadata(work.fd, staged, source, work.terms)
                     data = file.data or (file.dir, file.real)
                 else:
                     await self._stage_data(work, staged, source, size)
@@ -156,7 +155,7 @@ class Copier:
     @staticmethod
     async def _stage_data(work: Work, staged: bytes, source: copyup.Source, size: int | None) -> None:
         wanted = source.st.st_size if size is None else min(size, source.st.st_size)
-        arguments = (work.fd, staged, source, wanted, work.xattr_prefix, work.sync)
+        arguments = (work.fd, staged, source, wanted, work.terms)
         if wanted:
             await trio.to_thread.run_sync(copyup.stage_file, *arguments)
         else:
@@ -283,7 +282,7 @@ class Copier:
                 wanted = st.st_size if size is None else min(size, st.st_size)
                 await trio.to_thread.run_sync(copyup.copy_data, source, target, wanted)
                 os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
-                if work.sync:
+                if work.terms.sync:
                     await trio.to_thread.run_sync(os.fsync, target)
             finally:
                 os.close(target)

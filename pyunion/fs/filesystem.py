@@ -23,6 +23,7 @@ from pyunion.fs.lookup import Lookup
 from pyunion.fs.nodes import Directory, Node, Table
 from pyunion.fs.remove import Remove
 from pyunion.fs.rename import Rename
+from pyunion.union.ids import NOT_MAPPED, Owners
 
 
 class Settings(NamedTuple):
@@ -36,6 +37,7 @@ class Settings(NamedTuple):
     rename_whiteout: bool = True
     switch_ids: bool = True  # new objects can be made in the caller's name
     xattr_prefix: bytes = b"trusted.overlay."
+    owners: Owners = NOT_MAPPED
 
 
 class FileSystem:
@@ -64,8 +66,9 @@ class FileSystem:
         self.lookup.settle = self.copier.settle
         self.files = OpenFiles(self.copier, writeback=settings.writeback, sync=settings.sync)
         self.listings = Listings(self.lookup)
-        self.attributes = Attributes(self.copier, settings.xattr_prefix)
-        self.create = Create(self.table, self.lookup, self.copier, Identity(switch=settings.switch_ids))
+        self.attributes = Attributes(self.copier, settings.xattr_prefix, settings.owners)
+        identity = Identity(switch=settings.switch_ids, owners=settings.owners)
+        self.create = Create(self.table, self.lookup, self.copier, identity)
         self.remove = Remove(self.table, self.lookup, self.copier)
         self.rename = Rename(
             self.table, self.lookup, self.copier, self.remove,

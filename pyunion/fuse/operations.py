@@ -37,6 +37,8 @@ class Operations(pyfuse3.Operations):
         self.enable_writeback_cache = fs.settings.writeback
         self._fs = fs
         self._nodes = fs.table.nodes
+        owners = fs.settings.owners
+        self._owners = None if owners.all_as_stored else owners
         self._missing = EntryAttributes()  # the answer "no such name", which the kernel keeps
         self._missing.st_ino = pyfuse3.InodeT(0)
         self._missing.entry_timeout = FOREVER_S
@@ -54,6 +56,9 @@ class Operations(pyfuse3.Operations):
         attr.st_nlink = st.st_nlink if not (node.is_dir or node.hidden_links) else link_count(node, st)
         attr.st_uid = st.st_uid
         attr.st_gid = st.st_gid
+        if self._owners is not None:
+            attr.st_uid = self._owners.uids.shown(st.st_uid)
+            attr.st_gid = self._owners.gids.shown(st.st_gid)
         attr.st_rdev = st.st_rdev
         attr.st_size = st.st_size
         attr.st_blocks = st.st_blocks

@@ -96,6 +96,18 @@ class RawRequests:
             if error.errno != errno.ENOENT:  # interrupted: nobody waits for the answer any more
                 log.warning("a reply was refused: %s", error.strerror)
 
+    def _owner(self, st: os.stat_result) -> tuple[int, int]:
+        owners = self._fs.settings.owners
+        return owners.uids.shown(st.st_uid), owners.gids.shown(st.st_gid)
+
+    def _attributes(self, node: File, st: os.stat_result) -> bytes:
+        times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
+        seconds, parts = zip(*(divmod(ns, 10**9) for ns in times), strict=True)
+        return _ATTR.pack(
+            node.ino, st.st_size, st.st_blocks, *seconds, *parts,
+            st.st_mode, st.st_nlink, *self._owner(st), st.st_rdev, st.st_blksize, 0,
+        )  # fmt: skip
+
     # -- one for each request ---------------------------------------------------------------------------------
 
     def _lseek(self, request: Request, body: bytes) -> bytes:
@@ -119,14 +131,15 @@ class RawRequests:
         fs.files.add(fd, node, writes=True, clears_setid=False)
         node.lookups += 1
         entry = _ENTRY_OUT.pack(node.ino, 0, FOREVER_S, FOREVER_S, 0, 0)
-        return entry + _attributes(node, st) + _OPEN_OUT.pack(fd, _FOPEN_KEEP_CACHE, 0)
+        return entry + self._attributes(node, st) + _OPEN_OUT.pack(fd, _FOPEN_KEEP_CACHE, 0)
 
     def _statx(self, request: Request, body: bytes) -> bytes:
         _, _, _, _, mask = _STATX_IN.unpack_from(body)
         node = self._fs.node(request.node)
         answer = self._fs.attributes.statx(node, mask)
         number = self._fs.root_number if node is self._fs.table.root else node.ino
-        struct.pack_into("=I", answer, 16, link_count(node, attributes(node)))
+        st = attributes(node)
+        struct.pack_into("=III", answer, 16, link_count(node, st), *self._owner(st))
         struct.pack_into("=Q", answer, 32, number)
         return struct.pack("=QIIQQ", FOREVER_S, 0, 0, 0, 0) + bytes(answer)
 
@@ -135,14 +148,6 @@ class RawRequests:
         argument = bytearray(body[_IOCTL_IN.size : _IOCTL_IN.size + in_size].ljust(max(in_size, out_size), b"\0"))
         await self._fs.attributes.ioctl(self._fs.node(request.node), command, argument)
         return _IOCTL_OUT.pack(0, 0, 0, 0) + bytes(argument[:out_size])
-
-
-def _attributes(node: File, st: os.stat_result) -> bytes:
-    seconds, parts = zip(*(divmod(ns, 10**9) for ns in (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)), strict=True)
-    return _ATTR.pack(
-        node.ino, st.st_size, st.st_blocks, *seconds, *parts,
-        st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_rdev, st.st_blksize, 0,
-    )  # fmt: skip
 
 
 def _errno_of(error: Exception, opcode: int) -> int:

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "daemon": {"branch", "config", "fs", "fuse", "logs", "mountinfo", "notify", "union"},
     "background": {"config", "logs", "notify"},
     "preflight": {"branch", "config", "mountinfo", "users"},
-    "config": set(),
+    "config": {"union"},
     "users": {"mountinfo"},
     "logs": {"config"},
     "mountinfo": set(),

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from pyunion.branch import opening
+from pyunion.branch.copyup import Terms
 from pyunion.branch.dirs import DirCache
 from pyunion.branch.work import Work
 from pyunion.fs.filesystem import FileSystem, Settings
@@ -81,7 +82,7 @@ def build(tmp_path: Path) -> Iterator[Build]:
             lowers = opening.open_lowers(
                 [bytes(tmp_path / "lower")], cache, stack, first_index=1, xattr_prefix=TRUSTED, aufs=False
             )
-            fs = FileSystem([upper, *lowers], Work(work_fd, TRUSTED, sync=False), Settings(**settings))  # type: ignore[arg-type]
+            fs = FileSystem([upper, *lowers], Work(work_fd, Terms(sync=False)), Settings(**settings))  # type: ignore[arg-type]
             stack.callback(fs.files.close_all)
             return Bench(tmp_path, fs)
 
