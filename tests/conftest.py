@@ -25,6 +25,14 @@ settings.register_profile(
 settings.load_profile("pyunion")
 
 
+@pytest.fixture(autouse=True)
+def _usual_umask() -> Iterator[None]:
+    """A test that runs the daemon's parts in this process, or one before it, may have changed it."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     """A directory on the machine's own disk, removed at the end."""

@@ -18,24 +18,24 @@ from tests.harness.union import Union
 
 
 @contextmanager
-def file_system(point: Path, kind: str, options: str = "defaults") -> Iterator[Path]:
-    """A file system in memory; it must outlive the union that uses it."""
-    run("mount", "-t", kind, "-o", options, kind, point)
+def upper_on(union: Union, kind: str, options: str = "defaults") -> Iterator[Path]:
+    """Upper and work on a file system of their own, in memory, which outlives the union's mount."""
+    home = union.top
+    run("mount", "-t", kind, "-o", options, kind, home)
     try:
-        yield point
+        union.top, union.work = home / "upper", home / "work"
+        union.top.mkdir()
+        union.work.mkdir()
+        yield home
     finally:
-        run("umount", point)
-
-
-def use_upper_on(union: Union, where: Path) -> None:
-    union.top, union.work = where / "upper", where / "work"
-    union.top.mkdir()
-    union.work.mkdir()
+        try:
+            union.clean_up()
+        finally:
+            run("umount", home)
 
 
 def test_a_full_disk_is_told_to_the_writer(union: Union) -> None:
-    with file_system(union.top, "tmpfs", "size=8m") as small:
-        use_upper_on(union, small)
+    with upper_on(union, "tmpfs", "size=8m"):
         union.compare_with_kernel = False
         union.mount()
         fd = os.open(union.at / "f", os.O_CREAT | os.O_WRONLY)
@@ -44,13 +44,11 @@ def test_a_full_disk_is_told_to_the_writer(union: Union) -> None:
         assert "ENOSPC" in results
         (union.at / "f").unlink()
         assert write(union.at / "g", "room again").read_text() == "room again"
-        union.unmount()
 
 
 def test_a_copy_up_that_does_not_fit_leaves_the_lower_file_visible(union: Union) -> None:
     (union.low / "big").write_bytes(b"\xaa" * (12 << 20))
-    with file_system(union.top, "tmpfs", "size=8m") as small:
-        use_upper_on(union, small)
+    with upper_on(union, "tmpfs", "size=8m"):
         union.mount()
         assert outcome(append, union.at / "big", "x") == "ENOSPC"
         assert outcome(os.chmod, union.at / "big", 0o600) == "ENOSPC"
@@ -58,27 +56,24 @@ def test_a_copy_up_that_does_not_fit_leaves_the_lower_file_visible(union: Union)
         assert (st.st_size, st.st_mode & 0o777) == (12 << 20, 0o644)
         assert tree(union.top) == []
         assert write(union.at / "small", "fits").read_text() == "fits"
-        union.unmount()  # finds nothing left in the work directory
+        # and unmounting finds nothing left in the work directory
 
 
 def test_statfs_is_that_of_upper(union: Union) -> None:
-    with file_system(union.top, "tmpfs", "size=64m") as upper:
-        use_upper_on(union, upper)
+    with upper_on(union, "tmpfs", "size=64m") as upper:
         union.mount()
         of_union, of_upper = os.statvfs(union.at), os.statvfs(upper)
         assert of_union.f_blocks * of_union.f_frsize == of_upper.f_blocks * of_upper.f_frsize
         assert of_union.f_bavail * of_union.f_frsize == of_upper.f_bavail * of_upper.f_frsize
         assert of_union.f_files == of_upper.f_files
         assert of_union.f_namemax == 255
-        union.unmount()
 
 
 def test_an_upper_without_xattrs_refuses_only_what_needs_them(pyunion: Union) -> None:
     union = pyunion
     write(union.low / "f", "x")
     write(union.low / "d/y")
-    with file_system(union.top, "ramfs") as upper:
-        use_upper_on(union, upper)
+    with upper_on(union, "ramfs"):
         union.compare_with_kernel = False
         union.mount()
         append(union.at / "f", "y")
@@ -88,7 +83,6 @@ def test_an_upper_without_xattrs_refuses_only_what_needs_them(pyunion: Union) ->
         if outcome(os.mkdir, union.at / "d") == "OK":
             assert os.listdir(union.at / "d") == []
         assert "f" not in tree(union.at)
-        union.unmount()
 
 
 def test_a_killed_daemon_leaves_errors_not_an_empty_directory(pyunion: Union) -> None:
