@@ -1,0 +1,1 @@
+"""Tests of pyunion run by an ordinary user, with fusermount3 or as root of a user namespace."""

@@ -1,0 +1,135 @@
+"""pyunion as an ordinary user runs it: by fusermount3, and as root of a user namespace of the user's own.
+
+Each scenario is a script that runs as that user in a mount namespace where /dev/fuse is open to all, as it is on most
+machines. The program runs from a copy, since a checkout may lie where other users cannot go.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness.files import write
+from tests.harness.mounts import REPOSITORY
+
+USER = 1  # "daemon": fusermount3 wants a user with a name
+_NEEDED = ("pyfuse3", "trio", "outcome", "sniffio", "sortedcontainers", "attr", "attrs", "idna")
+
+# the namespace that all share: a private /dev/fuse for everybody
+_PREPARE = """
+set -e
+mkdir -p dev && mount -t tmpfs -o dev,mode=755 none dev && mknod dev/fuse c 10 229 && chmod 666 dev/fuse
+mount --bind dev/fuse /dev/fuse
+exec setpriv --reuid {user} --regid {user} --clear-groups {wrapper} sh -e -c "$SCRIPT"
+"""
+_WRAPPERS = {"fusermount3": "", "user namespace": "unshare --user --map-root-user --mount --propagation private"}
+
+
+@pytest.fixture
+def place(scratch: Path) -> Path:
+    """The scratch directory with branches that belong to the user, and a copy of the program beside them."""
+    scratch.chmod(0o755)
+    shutil.copytree(REPOSITORY / "pyunion", scratch / "program/pyunion")
+    for name in _NEEDED:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        source = Path(spec.origin)
+        if source.name == "__init__.py" or source.parent.name == name:
+            shutil.copytree(source.parent, scratch / "program" / name)
+        else:
+            shutil.copy(source, scratch / "program")
+    for name in ("lower", "upper", "work", "mnt"):
+        (scratch / name).mkdir()
+    write(scratch / "lower/file", "lower\n")
+    write(scratch / "lower/readonly", "lower\n", mode=0o444)
+    write(scratch / "lower/d/gone")
+    write(scratch / "lower/d/stays", "stays\n")
+    for path in (scratch, *scratch.glob("[luwm]*"), *scratch.glob("lower/**/*")):
+        os.chown(path, USER, USER)
+    return scratch
+
+
+def as_user(place: Path, way: str, script: str) -> str:
+    program = f"{os.path.realpath(sys.executable)} -P -m pyunion" if sys.version_info >= (3, 11) else (
+        f"{os.path.realpath(sys.executable)} -m pyunion"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c",
+         _PREPARE.format(user=USER, wrapper=_WRAPPERS[way])],
+        cwd=place,
+        env={**os.environ, "SCRIPT": script, "PYUNION": program, "PYTHONPATH": str(place / "program"), "HOME": "/"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+CHANGES = """
+$PYUNION mount --lower lower --upper upper --work work mnt
+echo more >> mnt/file
+echo more >> mnt/readonly 2>/dev/null || chmod u+w mnt/readonly
+rm mnt/d/gone
+mkdir mnt/new
+rm -r mnt/new && mkdir mnt/new
+mv mnt/file mnt/moved
+cat mnt/moved mnt/d/stays
+ls mnt mnt/d
+umount mnt 2>/dev/null || $PYUNION umount mnt
+"""
+EXPECTED = "lower\nmore\nstays\nmnt:\nd\nmoved\nnew\nreadonly\n\nmnt/d:\nstays\n"
+
+
+@pytest.mark.parametrize("way", _WRAPPERS)
+def test_a_user_changes_lower_files_of_his_own(place: Path, way: str) -> None:
+    assert as_user(place, way, CHANGES) == EXPECTED
+    assert (place / "lower/file").read_text() == "lower\n"
+    assert (place / "upper/moved").stat().st_uid == USER
+
+
+@pytest.mark.parametrize("way", _WRAPPERS)
+def test_the_kernel_reads_the_marks_by_userxattr(place: Path, way: str) -> None:
+    as_user(place, way, CHANGES)
+    look = """
+    mount -t overlay overlay -o userxattr,lowerdir=lower,upperdir=upper,workdir=work mnt
+    cat mnt/moved mnt/d/stays
+    ls mnt mnt/d
+    """
+    assert as_user(place, "user namespace", look) == EXPECTED
+
+
+def test_lower_objects_of_owners_without_an_id_here_can_be_changed_as_their_modes_allow(place: Path) -> None:
+    foreign = write(place / "lower/foreign", "root's\n", mode=0o666)
+    (place / "lower/open").mkdir(mode=0o777)
+    (place / "lower/open").chmod(0o777)
+    (place / "lower/empty").mkdir()
+    assert foreign.stat().st_uid == 0
+    script = """
+    $PYUNION mount --lower lower --upper upper --work work mnt
+    echo ours >> mnt/foreign
+    mkdir mnt/open/new
+    rmdir mnt/empty
+    stat -c %u:%g mnt/foreign
+    umount mnt
+    """
+    assert as_user(place, "user namespace", script) == "0:0\n"
+    assert (place / "upper/foreign").read_text() == "root's\nours\n"
+    assert (place / "upper/foreign").stat().st_uid == USER
+    assert foreign.read_text() == "root's\n"
+
+
+def test_a_copy_that_changes_hands_is_not_setuid(place: Path) -> None:
+    write(place / "lower/tool", "#!/bin/sh\n", mode=0o6777)
+    script = """
+    $PYUNION mount --lower lower --upper upper --work work mnt
+    echo echo >> mnt/tool
+    umount mnt
+    """
+    as_user(place, "user namespace", script)
+    assert (place / "upper/tool").stat().st_mode & 0o7000 == 0
