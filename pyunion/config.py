@@ -38,6 +38,7 @@ class MountConfig:
     owners: Owners = NOT_MAPPED
     log_level: str = "info"
     log_file: bytes | None = None
+    data_only: int = 0  # so many of the last lower branches hold nothing but the data of metadata-only copies
     notes: tuple[str, ...] = ()  # sentences about options that were accepted and do nothing
 
 
@@ -46,6 +47,7 @@ class Options:
     """What the -o lists say, in their order: of options that contradict each other the last one counts."""
 
     lowers: list[bytes] = field(default_factory=list)
+    data_only: int = 0
     upper: bytes | None = None
     work: bytes | None = None
     fsname: str = "pyunion"
@@ -101,23 +103,24 @@ _NOTHING_TO_DO_WITH_VALUE = re.compile(rb"(x-|X-|comment=)")
 # Its value has commas of its own, and is then written in quotes.
 _SELINUX = re.compile(rb'(?:^|(?<=,))((?:fs|def|root)?context=(?:"[^"]*"|[^",]*))(?:,|$)')
 
-_DATA_ONLY = "data-only lower layers ('::', datadir+=) are not supported yet"
 
-
-def split_lower(text: bytes) -> list[bytes]:
+def split_lower(text: bytes) -> tuple[list[bytes], int]:
     r"""The branches of a colon separated list, topmost first; `\:` and `\\` stand for the characters themselves.
 
-    An empty element is refused, never taken for the current directory.
+    Branches after `::` are data-only, and the last ones; the second result is their number. Any other empty element
+    is refused, never taken for the current directory.
     """
     parts = _split(text, b":")
-    if b"" not in parts:
-        return [_unescape(part) for part in parts]
     shown = os.fsdecode(text)
-    if b"" in parts[1:-1]:
-        raise _usage(f"the list of lower branches '{shown}' has an empty element; {_DATA_ONLY}")
     if parts == [b""]:
         raise _usage("the list of lower branches is empty")
-    raise _usage(f"the list of lower branches '{shown}' begins or ends with a colon: name a directory or drop it")
+    merged = parts.index(b"") if b"" in parts else len(parts)
+    data = parts[merged + 1 :: 2]
+    if merged == 0 or len(parts) - merged != 2 * len(data) or b"" in data:
+        raise _usage(f"the list of lower branches '{shown}' has an empty element: name a directory or drop the colon")
+    if any(parts[merged::2]):
+        raise _usage(f"in '{shown}' a branch after the first '::' has one colon before it; data-only ones have two")
+    return [_unescape(part) for part in (*parts[:merged], *data)], len(data)
 
 
 def parse_options(text: bytes, into: Options | None = None) -> Options:
@@ -147,7 +150,14 @@ def make_config(
 
     `lowers` are lists as --lower takes them. `privileged`: whether the mount may have set-uid programs and devices.
     """
-    layers = [branch for text in lowers for branch in split_lower(text)]
+    layers: list[bytes] = []
+    data_only = options.data_only
+    for text in lowers:
+        branches, data = split_lower(text)
+        if data_only and len(branches) > data:
+            raise _usage("data-only branches (after '::') come last; name the other lower branches before them")
+        layers += branches
+        data_only += data
     if layers and options.lowers:
         raise _usage("the lower branches are given twice, by --lower and by -o lowerdir=; keep one of them")
     flags = {"suid": "suid", "dev": "dev", **options.flags} if privileged else options.flags
@@ -159,6 +169,7 @@ def make_config(
         mount_flags=tuple(flag for flag in flags.values() if flag),
         fsname=options.fsname,
         owners=Owners(options.uids, options.gids),
+        data_only=data_only,
         foreground=foreground,
         log_level=log_level,
         log_file=log_file,
@@ -195,11 +206,14 @@ def _parse_value(option: bytes, options: Options) -> None:
     if key in (b"lowerdir", b"lowerdir+", b"upperdir", b"workdir", b"fsname") and not value:
         raise _usage(f"the option {os.fsdecode(key)}= needs a value")
     if key == b"lowerdir":
-        options.lowers = split_lower(value)
+        options.lowers, options.data_only = split_lower(value)
     elif key == b"lowerdir+" and equals:
+        if options.data_only:
+            raise _usage("datadir+= comes after all lowerdir+=")
         options.lowers.append(_unescape(value))
-    elif key == b"datadir+":
-        raise _usage(_DATA_ONLY)
+    elif key == b"datadir+" and value and options.lowers:
+        options.lowers.append(_unescape(value))
+        options.data_only += 1
     elif key == b"upperdir":
         options.upper = _unescape(value)
     elif key == b"workdir":

@@ -78,16 +78,19 @@ def _build(config: MountConfig, cache: DirCache, stack: ExitStack) -> FileSystem
         first_index=0 if writable is None else 1,
         xattr_prefix=prefix,
         aufs=config.aufs,
+        data_only=config.data_only,
     )
+    merged = len(lowers) - config.data_only
+    lowers, data = lowers[:merged], lowers[merged:]
     if writable is None:
-        return FileSystem(lowers, None, _settings(config, None, prefix))
+        return FileSystem(lowers, None, _settings(config, None, prefix), data_branches=data)
     origins = index = None
     if writable.features.xattr_prefix == marks.TRUSTED:
         origins = Origins(lowers, stack)
         if config.index is not False:
             index = _open_index(origins, writable.work_root, cache, stack, required=config.index is True)
     settings = _settings(config, writable.features, prefix)
-    return FileSystem([writable.upper, *lowers], writable.work, settings, origins, index)
+    return FileSystem([writable.upper, *lowers], writable.work, settings, origins, index, data)
 
 
 def _open_writable(

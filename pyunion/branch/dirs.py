@@ -56,7 +56,9 @@ class DirCache:
 class Branch:
     """One branch of the union: its place in the stack, its root, and what kind of marks to read in it."""
 
-    __slots__ = ("aufs", "cache", "index", "is_last", "path", "root", "user_marks", "writable", "xattr_prefix")
+    __slots__ = (
+        "aufs", "cache", "data_below", "index", "is_last", "path", "root", "user_marks", "writable", "xattr_prefix",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class Branch:
         *,
         writable: bool = False,
         is_last: bool = False,
+        data_below: bool = False,
         xattr_prefix: bytes | None = marks.TRUSTED,
         user_marks: bool = False,
         aufs: bool = False,
@@ -76,6 +79,7 @@ class Branch:
         self.cache = cache
         self.writable = writable
         self.is_last = is_last  # the bottom branch: opaque marks and redirects in it say nothing
+        self.data_below = data_below  # of it there are data-only branches: files in it may be metadata-only copies
         self.xattr_prefix = xattr_prefix
         self.user_marks = user_marks  # also honour user.overlay.opaque, as rootless tools write it
         self.aufs = aufs

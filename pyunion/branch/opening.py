@@ -64,8 +64,10 @@ def open_lowers(
     first_index: int,
     xattr_prefix: bytes,
     aufs: bool,
+    data_only: int = 0,
 ) -> list[Branch]:
-    """The lower branches, topmost first; their descriptors are closed by `stack`."""
+    """The lower branches, topmost first, the last `data_only` of them for data only; `stack` closes them."""
+    last = len(paths) - data_only - 1
     branches = []
     for number, (path, fd) in enumerate(zip(paths, open_readonly(paths, stack), strict=True)):
         branch = Branch(
@@ -73,7 +75,8 @@ def open_lowers(
             path,
             fd,
             cache,
-            is_last=number == len(paths) - 1,
+            is_last=number >= last,
+            data_below=number == last and data_only > 0,
             xattr_prefix=xattr_prefix,
             user_marks=xattr_prefix != marks.USER,
             aufs=aufs,

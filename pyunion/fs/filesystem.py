@@ -50,6 +50,7 @@ class FileSystem:
         settings: Settings,
         origins: Origins | None = None,
         index: Index | None = None,
+        data_branches: Sequence[Branch] = (),
     ) -> None:
         upper = branches[0] if branches[0].writable else None
         root = Directory(None, b"", tuple(branch.root for branch in branches))
@@ -61,7 +62,8 @@ class FileSystem:
         self.name_max = os.fstatvfs(self.statfs_fd).f_namemax
         self.settings = settings
         self.table = Table(root, os.fstat(self.statfs_fd).st_dev)
-        self.lookup = Lookup(self.table, origins, index, settings.follow_redirects)
+        data_layers = [branch.root for branch in data_branches]
+        self.lookup = Lookup(self.table, data_layers, origins, index, settings.follow_redirects)
         self.copier = Copier(self.table, upper, work, origins, index, settings.metacopy)
         self.lookup.settle = self.copier.settle
         self.files = OpenFiles(self.copier, writeback=settings.writeback, sync=settings.sync)

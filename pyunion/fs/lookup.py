@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from errno import EIO, ENOENT, EPERM
 from stat import S_IFMT, S_ISREG
 from typing import NamedTuple
@@ -51,8 +51,16 @@ class _Step(NamedTuple):
 class Lookup:
     """Finds objects and gives them nodes."""
 
-    def __init__(self, table: Table, origins: Origins | None, index: Index | None, follow_redirects: bool) -> None:
+    def __init__(
+        self,
+        table: Table,
+        data_layers: Sequence[Dir],
+        origins: Origins | None,
+        index: Index | None,
+        follow_redirects: bool,
+    ) -> None:
         self.table = table
+        self.data_layers = data_layers  # searched for nothing but the data of metadata-only copies
         self.root = table.root
         self.origins = origins
         self.index = index
@@ -170,7 +178,7 @@ class Lookup:
             indexed = self._indexed(layer, name, st)
             if indexed is not None:
                 return indexed
-        if not branch.is_last and S_ISREG(st.st_mode):
+        if (branch.data_below or not branch.is_last) and S_ISREG(st.st_mode):
             found = read_file_marks(layer, name)
             if found.metacopy:
                 return Found(st, layer, name, data=self._data_below(parent, position, name, found.redirect))
@@ -256,7 +264,9 @@ class Lookup:
         index = parent.layers[position].branch.index
         path = redirect or name
         while True:
-            source = self.root.layers if path.startswith(b"/") else parent.layers
+            source: Sequence[Dir] = self.root.layers if path.startswith(b"/") else parent.layers
+            if path.startswith(b"/") and not want_dir:
+                source = [*source, *self.data_layers]
             for layer in source:
                 if layer.branch.index > index:
                     break
@@ -310,8 +320,9 @@ class Lookup:
             else:
                 if not S_ISREG(st.st_mode):
                     return _Step(None, True, path)
-                more = read_file_marks(base, component)
-                if base.branch.is_last or not more.metacopy:
+                last = base.branch.is_last and not base.branch.data_below
+                more = None if last else read_file_marks(base, component)
+                if more is None or not more.metacopy:
                     return _Step((base, component, st), True, path)
                 if more.redirect is not None:
                     path = marks.next_path(path, more.redirect, len(path) - len(tail), rest)

@@ -34,6 +34,7 @@ class Layers(NamedTuple):
     lowers: Sequence[Path]
     upper: Path | None = None
     work: Path | None = None
+    data: Sequence[Path] = ()  # data-only branches below them all
 
 
 class Mounted(NamedTuple):
@@ -99,7 +100,8 @@ class KernelMount(Mount):
     kind = "kernel"
 
     def _start(self, layers: Layers, options: Sequence[str]) -> None:
-        said = [f"lowerdir={':'.join(_escape(lower) for lower in layers.lowers)}"]
+        lowers = ":".join(_escape(lower) for lower in layers.lowers)
+        said = [f"lowerdir={lowers}" + "".join(f"::{_escape(data)}" for data in layers.data)]
         if layers.upper is not None:
             said += [f"upperdir={_escape(layers.upper)}", f"workdir={_escape(layers.work)}"]
         said += ["redirect_dir=on", "xino=on", *options]
@@ -167,8 +169,11 @@ class PyunionMount(Mount):
 
     def _command(self, layers: Layers, options: Sequence[str]) -> list[str]:
         command = [sys.executable, "-m", "pyunion", "mount", "--foreground"]
-        for lower in layers.lowers:
-            command += ["--lower", re.sub(r"([\\:])", r"\\\1", str(lower))]
+        escaped = [re.sub(r"([\\:])", r"\\\1", str(lower)) for lower in (*layers.lowers, *layers.data)]
+        last = len(layers.lowers) - 1
+        for lower in escaped[:last]:
+            command += ["--lower", lower]
+        command += ["--lower", "::".join(escaped[last:])]
         if layers.upper is not None:
             command += ["--upper", str(layers.upper), "--work", str(layers.work)]
         if options:

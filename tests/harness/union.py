@@ -45,11 +45,16 @@ class Union:
         return self.mounting
 
     def mount(
-        self, *options: str, lowers: Sequence[Path] | None = None, writable: bool = True
-    ) -> None:  # fmt: skip
+        self,
+        *options: str,
+        lowers: Sequence[Path] | None = None,
+        writable: bool = True,
+        data: Sequence[Path] = (),
+    ) -> None:
         """Mount the union; MountRefused says why it could not be."""
         chosen = (self.low, self.low2, self.low3) if lowers is None else lowers
-        self._layers = Layers(chosen, self.top, self.work) if writable else Layers(chosen)
+        upper, work = (self.top, self.work) if writable else (None, None)
+        self._layers = Layers(chosen, upper, work, data)
         self._options = options
         missing = any(not lower.exists() for lower in chosen)  # the program is to say so, not the snapshot
         self._before = [] if missing else self._lower_snapshots()
@@ -74,7 +79,7 @@ class Union:
         """Unmount and mount again with the same options: what is seen now is what is on disk."""
         layers, options = self._layers, self._options
         self.unmount()
-        self.mount(*options, lowers=layers.lowers, writable=layers.upper is not None)
+        self.mount(*options, lowers=layers.lowers, writable=layers.upper is not None, data=layers.data)
 
     def forget(self) -> None:
         """The test itself has ended the mount, by a signal or by umount."""
@@ -101,7 +106,7 @@ class Union:
             empty.mkdir(exist_ok=True)
             layers.append(empty)
         kernel = KernelMount(self.at)
-        kernel.start(Layers(layers), ["metacopy=on"])
+        kernel.start(Layers(layers, data=self._layers.data), ["metacopy=on"])
         try:
             return snapshot(self.at)
         finally:

@@ -226,6 +226,25 @@ def test_a_metadata_only_copy_without_data_is_an_error_not_zeros(pyunion: Union)
     assert outcome((pyunion.at / "f").read_text) == "EIO"
 
 
+def test_data_only_branches_hold_data_and_show_nothing_else(union: Union) -> None:
+    store, more = union.base / "store", union.base / "more"
+    write(store / "ab/blob", "the data")
+    write(more / "cd/blob", "other data", mode=0o400)
+    for name, blob in (("f", "/ab/blob"), ("d/g", "/cd/blob")):
+        write(union.low / name, "\0" * (8 if name == "f" else 10), mode=0o644)
+        os.setxattr(union.low / name, "trusted.overlay.metacopy", b"")
+        os.setxattr(union.low / name, "trusted.overlay.redirect", blob.encode())
+    union.mount("metacopy=on", lowers=[union.low], data=[store, more])
+    assert tree(union.at) == ["d/", "d/g", "f"]
+    assert (union.at / "f").read_text() == "the data"
+    assert (union.at / "d/g").read_text() == "other data"
+    assert (union.at / "d/g").stat().st_mode & 0o777 == 0o644
+    append(union.at / "f", "!")
+    union.remount()
+    assert (union.at / "f").read_text() == "the data!"
+    assert (store / "ab/blob").read_text() == "the data"
+
+
 def test_uppers_with_index_and_origin_marks_are_accepted(pyunion: Union) -> None:
     write(pyunion.low / "a", "1")
     os.link(pyunion.low / "a", pyunion.low / "b")

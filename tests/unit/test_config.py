@@ -28,7 +28,7 @@ def _config(options: bytes = b"", **changes: Any) -> MountConfig:
 
 @given(st.lists(_PATHS, min_size=1))
 def test_any_path_can_be_in_a_lower_list(paths: list[bytes]) -> None:
-    assert split_lower(b":".join(_escape(path, b":") for path in paths)) == paths
+    assert split_lower(b":".join(_escape(path, b":") for path in paths)) == (paths, 0)
 
 
 @given(st.lists(_PATHS, min_size=1), _PATHS, _PATHS)
@@ -40,20 +40,31 @@ def test_any_path_can_be_an_option(lowers: list[bytes], upper: bytes, work: byte
 
 
 def test_a_backslash_makes_the_next_byte_ordinary() -> None:
-    assert split_lower(rb"\a\:b:c\\") == [b"a:b", b"c\\"]
+    assert split_lower(rb"\a\:b:c\\") == ([b"a:b", b"c\\"], 0)
 
 
-@pytest.mark.parametrize("text", [b"", b":", b"a:", b":a", b"a::b"])
+@pytest.mark.parametrize("text", [b"", b":", b"a:", b":a", b"::a", b"a::", b"a:::b", b"a::b:c"])
 def test_an_empty_branch_is_refused(text: bytes) -> None:
     with pytest.raises(PyunionError) as caught:
         split_lower(text)
     assert caught.value.exit_code == ExitCode.USAGE
 
 
-@pytest.mark.parametrize("text", [b"lowerdir=l::data", b"lowerdir=l,datadir+=data"])
-def test_data_only_layers_are_named_as_such(text: bytes) -> None:
-    with pytest.raises(PyunionError, match="data-only lower layers"):
-        parse_options(text)
+@pytest.mark.parametrize(
+    "text", [b"lowerdir=l:m::data::more", b"lowerdir+=l,lowerdir+=m,datadir+=data,datadir+=more"]
+)
+def test_data_only_branches_are_the_last_ones(text: bytes) -> None:
+    config = make_config(
+        parse_options(text), lowers=[], upper=None, work=None, mountpoint=b"/mnt", privileged=True
+    )
+    assert config.lowers == (b"l", b"m", b"data", b"more")
+    assert config.data_only == 2
+
+
+@pytest.mark.parametrize("lists", [[b"a::b", b"c"], [b"a::b", b"c::d"]])
+def test_nothing_comes_after_data_only_branches(lists: list[bytes]) -> None:
+    with pytest.raises(PyunionError, match="data-only"):
+        _config(lowers=lists)
 
 
 def test_lower_lists_add_up() -> None:
