@@ -95,7 +95,7 @@ class Copier:
         except OSError:
             work.discard(staged)
             raise
-        objects.utime(fd, b".", before.st_atime_ns, before.st_mtime_ns)
+        _put_back_times(fd, before)
 
     def _mark_origin(self, work: Work, staged: bytes, origin: bytes | None) -> None:
         if origin is not None and work.xattr_prefix is not None:
@@ -230,7 +230,7 @@ class Copier:
         branch_marks.set_impure(into)
         self._index.count_from_lower(file.index, names - file.lower_links)
         self._index.link(file.index, into, name)
-        objects.utime(fd, b".", before.st_atime_ns, before.st_mtime_ns)
+        _put_back_times(fd, before)
         file.hidden_links += 1
 
     def settle(self, file: File, parent: Directory, name: bytes) -> None:
@@ -292,6 +292,12 @@ class Copier:
             branch_marks.clear_metacopy(*file.address(), file.dir.branch)
         file.data = None
         self._swap_descriptors(file)
+
+
+def _put_back_times(directory_fd: int, before: os.stat_result) -> None:
+    """No entry has come as far as users can see. The copy is in place by now, and stays there if this is refused."""
+    with suppress(OSError):
+        objects.utime(directory_fd, b".", before.st_atime_ns, before.st_mtime_ns)
 
 
 def _open_source(file: File, st: os.stat_result, stack: ExitStack) -> copyup.Source:

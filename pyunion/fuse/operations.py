@@ -7,6 +7,7 @@ only one that changes the union.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from errno import ENAMETOOLONG, ENOSYS
@@ -22,6 +23,8 @@ from pyunion.fs.lookup import attributes, link_count
 from pyunion.fs.nodes import ROOT, File, Node
 from pyunion.fuse import wire
 from pyunion.fuse.guard import guarded
+
+log = logging.getLogger(__name__)
 
 FOREVER_S = 10 * 365 * 86400
 
@@ -92,7 +95,10 @@ class Operations(pyfuse3.Operations):
         return self._missing if entry is None else self._entry(*entry)
 
     def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:  # type: ignore[override]
-        self._fs.table.forget(inode_list)
+        try:
+            self._fs.table.forget(inode_list)
+        except Exception:  # there is no reply to forget, and no caller to be told
+            log.exception("forget failed")
 
     @guarded
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:

@@ -22,9 +22,10 @@ class Init(IntFlag):
     PARALLEL_DIROPS = 1 << 18  # look-ups in one directory need not wait for each other
     CACHE_SYMLINKS = 1 << 23
     HANDLE_KILLPRIV_V2 = 1 << 28  # no question for security.capability before each write; see kill_suidgid()
+    NO_EXPORT_SUPPORT = 1 << 38  # no file handles of the union's own: we could not open one again after a forget
 
 
-_WANTED = Init.DONT_MASK | Init.PARALLEL_DIROPS | Init.CACHE_SYMLINKS | Init.HANDLE_KILLPRIV_V2
+_WANTED = Init.DONT_MASK | Init.PARALLEL_DIROPS | Init.CACHE_SYMLINKS | Init.HANDLE_KILLPRIV_V2 | Init.NO_EXPORT_SUPPORT
 _HANDLE_CACHE_DIR = 1 << 62  # as in _wire.c
 
 # (opcode, unique, node, uid, gid, pid, body) -> whether the request is taken
