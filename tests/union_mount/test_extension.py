@@ -45,7 +45,7 @@ def bare(pyunion: Union) -> Union:
 
 def test_the_tests_run_with_the_extension(pyunion: Union) -> None:
     pyunion.mount()
-    assert "DONT_MASK, PARALLEL_DIROPS, CACHE_SYMLINKS, HANDLE_KILLPRIV_V2, NO_EXPORT_SUPPORT" in pyunion.daemon.log()
+    assert "DONT_MASK, PARALLEL_DIROPS, CACHE_SYMLINKS, HANDLE_KILLPRIV_V2" in pyunion.daemon.log()
 
 
 def test_a_nameless_file_lives_until_it_is_closed_or_linked(union: Union) -> None:

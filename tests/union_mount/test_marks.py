@@ -6,13 +6,14 @@ Marks are set by hand here, or written by the kernel's overlayfs; both implement
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.harness.files import append, make_opaque, make_whiteout, mark, outcome, tree, write
+from tests.harness.files import append, make_opaque, make_whiteout, mark, outcome, run, tree, write
 from tests.harness.mounts import KernelMount, Layers
 from tests.harness.union import Union
 
@@ -205,10 +206,11 @@ def test_metadata_only_copies_are_read_without_the_option(pyunion: Union) -> Non
     assert (pyunion.at / "g").read_text() == "prec"
 
 
-def test_a_metadata_only_copy_in_a_lower_layer(union: Union) -> None:
+@pytest.mark.parametrize("value", [b"", b"\0\4\0\0"], ids=["empty", "header"])
+def test_a_metadata_only_copy_in_a_lower_layer(union: Union, value: bytes) -> None:
     write(union.low3 / "f", "the data")
     write(union.low2 / "f", "\0" * 8, mode=0o600)
-    os.setxattr(union.low2 / "f", "trusted.overlay.metacopy", b"")
+    os.setxattr(union.low2 / "f", "trusted.overlay.metacopy", value)
     union.mount("metacopy=on")
     assert (union.at / "f").read_text() == "the data"
     assert (union.at / "f").stat().st_mode & 0o777 == 0o600
@@ -286,6 +288,29 @@ def test_a_whole_overlay_can_live_in_the_union(union: Union) -> None:
         assert (inner / "m/d/f").read_text() == "x"
     finally:
         kernel.stop()
+
+
+def test_marks_in_the_user_namespace(pyunion: Union) -> None:
+    """What a mount without privileges leaves; the kernel's option of that name reads and writes the same."""
+    union = pyunion
+    write(union.low2 / "d/old")
+    write(union.low / "d/new")
+    os.setxattr(union.low / "d", "user.overlay.opaque", b"y")
+    write(union.low / "gone/x")
+    union.compare_with_kernel = False
+    union.mount("userxattr")
+    assert tree(union.at) == ["d/", "d/new", "gone/", "gone/x"]
+    shutil.rmtree(union.at / "gone")
+    (union.at / "gone").mkdir()
+    assert [key for key in os.listxattr(union.at / "gone") if "overlay" in key] == []
+    union.unmount()
+    assert os.getxattr(union.top / "gone", "user.overlay.opaque") == b"y"
+    lowers = f"{union.top}:{union.low}:{union.low2}"
+    run("mount", "-t", "overlay", "overlay", "-o", f"ro,userxattr,lowerdir={lowers}", union.at)
+    try:
+        assert tree(union.at) == ["d/", "d/new", "gone/"]
+    finally:
+        run("umount", union.at)
 
 
 def test_aufs_names_are_ordinary(union: Union) -> None:
