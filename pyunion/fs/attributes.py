@@ -9,10 +9,11 @@ from __future__ import annotations
 import fcntl
 import os
 from errno import ENODATA, ENOENT, ENOTSUP, ENOTTY
+from stat import S_IMODE, S_ISGID
 from typing import NamedTuple
 
 from pyunion.branch import objects
-from pyunion.fs.callers import CAP_SYS_ADMIN, Caller, is_capable
+from pyunion.fs.callers import CAP_FSETID, CAP_SYS_ADMIN, Caller, is_capable, is_member
 from pyunion.fs.copier import Copier
 from pyunion.fs.files import clear_setid
 from pyunion.fs.lookup import attributes
@@ -23,6 +24,9 @@ from pyunion.union.ids import Owners
 # FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR; FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR (ioctl_fs_ioc_getflags(2)): 64-bit forms
 _SETTING_IOCTLS = frozenset({0x40086602, 0x401C5820})
 _FLAG_IOCTLS = frozenset({0x80086601, 0x801C581F}) | _SETTING_IOCTLS
+
+
+_ACL_ACCESS = b"system.posix_acl_access"
 
 
 class Changes(NamedTuple):
@@ -119,9 +123,20 @@ class Attributes:
             return [name for name in shown if not name.startswith(b"trusted.")]
         return shown
 
-    async def set_xattr(self, node: Node, name: bytes, value: bytes) -> None:
+    async def set_xattr(self, node: Node, name: bytes, value: bytes, caller: Caller) -> None:
         await self._bring_up(node)
-        objects.set_xattr(*address(node), marks.stored_name(name, self._prefix), value)
+        where = address(node)
+        objects.set_xattr(*where, marks.stored_name(name, self._prefix), value)
+        if name == _ACL_ACCESS:
+            self._drop_setgid(where, caller)
+
+    def _drop_setgid(self, where: tuple[int, bytes], caller: Caller) -> None:
+        """An ACL changes the mode, and setgid goes with a change of mode by somebody outside the group, as by chmod."""
+        st = objects.stat(*where)
+        if not st.st_mode & S_ISGID or is_member(caller, self._owners.gids.shown(st.st_gid)):
+            return
+        if not is_capable(caller, CAP_FSETID):
+            objects.chmod(*where, S_IMODE(st.st_mode) & ~S_ISGID)
 
     async def remove_xattr(self, node: Node, name: bytes) -> None:
         """Removing what is not there copies nothing up."""

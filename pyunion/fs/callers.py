@@ -61,11 +61,22 @@ class Identity:
 def is_capable(caller: Caller, capability: int) -> bool:
     """Whether the caller has a capability (capabilities(7)): with CAP_FSETID its writes leave setuid and setgid alone,
     with CAP_SYS_ADMIN it sees trusted xattrs."""
+    capabilities = _status_line(caller, b"CapEff:")
+    return caller.uid == 0 if capabilities is None else bool(int(capabilities, 16) >> capability & 1)
+
+
+def is_member(caller: Caller, gid: int) -> bool:
+    """Whether the caller is in a group, by its own or by a supplementary one."""
+    return gid == caller.gid or gid in map(int, (_status_line(caller, b"Groups:") or b"").split())
+
+
+def _status_line(caller: Caller, key: bytes) -> bytes | None:
+    """A line of the caller's /proc/PID/status; None where it is gone, or in another pid namespace."""
     try:
         with open(f"/proc/{caller.pid}/status", "rb") as status:
             for line in status:
-                if line.startswith(b"CapEff:"):
-                    return bool(int(line[7:], 16) >> capability & 1)
+                if line.startswith(key):
+                    return line[len(key) :]
     except OSError:
-        pass  # it is gone, or in another pid namespace
-    return caller.uid == 0
+        pass
+    return None

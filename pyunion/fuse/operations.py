@@ -259,7 +259,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        await self._fs.attributes.set_xattr(self._nodes[inode], name, value)
+        await self._fs.attributes.set_xattr(self._nodes[inode], name, value, ctx)
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:

@@ -104,6 +104,17 @@ def test_setgid_is_dropped_for_who_is_not_in_the_group(union: Union) -> None:
     assert (union.at / "d/f").stat().st_mode & 0o7777 == 0o775
 
 
+@pytest.mark.parametrize(("groups", "kept"), [([], False), ([7], True)], ids=["outside", "member"])
+def test_setgid_goes_with_an_acl_set_from_outside_the_group(union: Union, groups: list[int], kept: bool) -> None:
+    write(union.low / "f")
+    os.chown(union.low / "f", 1000, 7)
+    (union.low / "f").chmod(0o2755)
+    union.mount()
+    membership = ["--groups", ",".join(map(str, groups))] if groups else ["--clear-groups"]
+    run("setpriv", "--reuid", "1000", "--regid", "1000", *membership, "setfacl", "-m", "u::rwx,u:5:r", union.at / "f")
+    assert bool((union.at / "f").stat().st_mode & 0o2000) is kept
+
+
 def test_a_sticky_directory_protects_the_files_of_others(union: Union) -> None:
     write(union.low / "tmp/a")
     os.chown(union.low / "tmp/a", 1001, 1001)
