@@ -96,9 +96,16 @@ def upper(side: Side) -> Snapshot:
     return snapshot(side.upper, times=False, origin_marks=False)
 
 
+def without_links(history: list[Op]) -> list[Op]:
+    """A request to open says which file, not by which of its names; so when a lower file with two names is copied
+    up, upper need not get the name that the kernel's overlayfs gives it. test_swapping has such files.
+    """
+    return [op for op in history if op.name != "link"]
+
+
 @given(
     contents=st.lists(branches, max_size=2),
-    histories=st.lists(operations, max_size=2),
+    histories=st.lists(operations.map(without_links), max_size=2),
     sequence=operations,
 )
 def test_the_same_operations_have_the_same_results(
