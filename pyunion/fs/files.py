@@ -13,7 +13,7 @@ from stat import S_IMODE, S_ISGID, S_ISUID, S_IXGRP
 import trio
 
 from pyunion.branch import objects, syscalls
-from pyunion.fs.callers import CAP_FSETID, Caller, is_capable
+from pyunion.fs.callers import CAP_FSETID, Caller, is_capable, is_member
 from pyunion.fs.copier import Copier
 from pyunion.fs.nodes import Directory, File
 
@@ -101,12 +101,12 @@ class OpenFiles:
                     raise
         return await trio.to_thread.run_sync(_read_fully, fd, size, offset)
 
-    def write(self, fd: int, offset: int, data: bytes, clear_setid: bool = False) -> int:
+    def write(self, fd: int, offset: int, data: bytes, drops_setid: bool = False) -> int:
         """Write to a file in upper."""
         written = os.pwrite(fd, data, offset)
         opened = self._open[fd]
         opened.file.written = True
-        if (clear_setid or opened.clears_setid) and self._drop_setid(opened.file):
+        if (drops_setid or opened.clears_setid) and self._drop_setid(opened.file):
             self.changed_modes.append(opened.file.ino)
         return written
 
@@ -129,16 +129,23 @@ class OpenFiles:
             return offset if whence == os.SEEK_DATA else size
         return os.lseek(fd, offset, whence)
 
-    async def allocate(self, fd: int, mode: int, offset: int, length: int) -> None:
+    async def allocate(self, fd: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         """fallocate(2) on a file that is open for writing."""
         await trio.to_thread.run_sync(syscalls.fallocate, fd, mode, offset, length)
-        self._open[fd].file.written = True
+        self._changed(self._open[fd].file, caller)
 
-    async def copy_range(self, source: int, offset: int, target: int, to: int, length: int) -> int:
+    async def copy_range(
+        self, source: int, offset: int, target: int, to: int, length: int, caller: Caller
+    ) -> int:
         """copy_file_range(2), which shares blocks where the branch can."""
         copied = await trio.to_thread.run_sync(os.copy_file_range, source, target, length, offset, to)
-        self._open[target].file.written = True
+        self._changed(self._open[target].file, caller)
         return copied
+
+    def _changed(self, file: File, caller: Caller) -> None:
+        file.written = True
+        if clear_setid(file, caller):
+            self.changed_modes.append(file.ino)
 
     def release(self, fd: int) -> None:
         """The kernel has closed the handle."""
@@ -192,16 +199,22 @@ def _read_fully(fd: int, size: int, offset: int) -> bytes:
     return data
 
 
-def without_setid(mode: int) -> int:
-    """A mode as it is after a write by somebody without CAP_FSETID; setgid without group execute is no setgid."""
+def without_setid(mode: int, in_group: bool = True) -> int:
+    """A mode as it is after a change of the data by somebody without CAP_FSETID. Setgid without group execute is no
+    setgid, and goes only with a change from outside the group."""
     mode &= ~S_ISUID
-    return mode & ~S_ISGID if mode & S_IXGRP else mode
+    return mode & ~S_ISGID if mode & S_IXGRP or not in_group else mode
 
 
-def clear_setid(file: File, caller: Caller) -> None:
-    """What a truncation by this caller does to setuid and setgid, as file_remove_privs() in the kernel."""
+def clear_setid(file: File, caller: Caller) -> bool:
+    """What a change of the data by this caller does to setuid and setgid, as file_remove_privs() in the kernel; whether
+    it did."""
     fd, name = file.address()
-    mode = S_IMODE(objects.stat(fd, name).st_mode)
-    kept = without_setid(mode)
-    if kept != mode and not is_capable(caller, CAP_FSETID):
+    st = objects.stat(fd, name)
+    mode = S_IMODE(st.st_mode)
+    if not mode & (S_ISUID | S_ISGID) or is_capable(caller, CAP_FSETID):
+        return False
+    kept = without_setid(mode, is_member(caller, st.st_gid))
+    if kept != mode:
         objects.chmod(fd, name, kept)
+    return kept != mode

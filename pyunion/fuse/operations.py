@@ -196,9 +196,15 @@ class Operations(pyfuse3.Operations):
     def write(self, fh: int, offset: int, data: bytes) -> int:
         files = self._fs.files
         written = files.write(fh, offset, data, wire.kill_suidgid())
-        while files.changed_modes:
-            pyfuse3.invalidate_inode(pyfuse3.InodeT(files.changed_modes.pop()), attr_only=True)
+        if files.changed_modes:
+            self.tell_modes()
         return written
+
+    def tell_modes(self) -> None:
+        """Tell the kernel that modes have changed by writes: it would go on to honour a setuid bit that is gone."""
+        modes = self._fs.files.changed_modes
+        while modes:
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(modes.pop()), attr_only=True)
 
     @guarded
     def flush(self, fh: int) -> None:

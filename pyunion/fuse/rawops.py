@@ -50,11 +50,21 @@ class Request(NamedTuple):
 
 
 class RawRequests:
-    """Answers the requests for one session. `start` runs a task; it is the session's nursery's start_soon."""
+    """Answers the requests for one session.
 
-    def __init__(self, fs: FileSystem, start: Callable[..., None], session_fd: Callable[[], int]) -> None:
+    `start` runs a task, as a nursery's start_soon; `tell_modes` tells the kernel of modes that a write has changed.
+    """
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        start: Callable[..., None],
+        session_fd: Callable[[], int],
+        tell_modes: Callable[[], None],
+    ) -> None:
         self._fs = fs
         self._start = start
+        self._tell_modes = tell_modes
         self._session_fd = session_fd
         self._quick: dict[int, Callable[[Request, bytes], bytes]] = {
             _LSEEK: self._lseek,
@@ -116,12 +126,14 @@ class RawRequests:
 
     async def _fallocate(self, request: Request, body: bytes) -> bytes:
         fh, offset, length, mode = _FALLOCATE_IN.unpack_from(body)
-        await self._fs.files.allocate(fh, mode, offset, length)
+        await self._fs.files.allocate(fh, mode, offset, length, request)
+        self._tell_modes()
         return b""
 
     async def _copy_file_range(self, request: Request, body: bytes) -> bytes:
         source, offset, _, target, to, length, _ = _COPY_IN.unpack_from(body)
-        copied = await self._fs.files.copy_range(source, offset, target, to, min(length, _RETRY_COPY))
+        copied = await self._fs.files.copy_range(source, offset, target, to, min(length, _RETRY_COPY), request)
+        self._tell_modes()
         return struct.pack("=II", copied, 0)
 
     def _tmpfile(self, request: Request, body: bytes) -> bytes:

@@ -40,7 +40,8 @@ class Session:
         self._mountpoint = mountpoint
         self._wait = readiness.install()
         self._tasks: trio.Nursery | None = None
-        raw = RawRequests(fs, self._start_task, wire.session_fd)
+        operations = Operations(fs)
+        raw = RawRequests(fs, self._start_task, wire.session_fd, operations.tell_modes)
         wire.configure(raw.opcodes, raw.hook)
         options = {f"fsname={fsname}", "subtype=pyunion", "default_permissions", *flags}
         if os.geteuid() == 0:
@@ -48,7 +49,7 @@ class Session:
         if read_only:
             options.add("ro")
         try:
-            pyfuse3.init(Operations(fs), os.fsdecode(mountpoint), options)
+            pyfuse3.init(operations, os.fsdecode(mountpoint), options)
         except RuntimeError:
             raise PyunionError(
                 f"cannot mount on {os.fsdecode(mountpoint)}: the kernel or fusermount3 refused; "

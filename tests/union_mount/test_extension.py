@@ -165,3 +165,10 @@ def test_without_the_extension_the_mount_does_what_pyfuse3_can(bare: Union) -> N
     os.close(fd)
     run("cp", "--reflink=auto", bare.at / "f", bare.at / "copy")
     assert (bare.at / "copy").read_text() == (bare.at / "f").read_text()
+
+
+def test_setuid_goes_by_an_allocation_too(union: Union) -> None:
+    write(union.low / "f", "x" * 100, mode=0o6666)
+    union.mount()
+    as_user("fallocate", "-l", "8192", union.at / "f")
+    assert (union.at / "f").stat().st_mode & 0o7777 == 0o666
