@@ -7,6 +7,7 @@ number, so reads need no table. Knows no names.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from errno import EAGAIN, EINVAL, ENXIO, EOPNOTSUPP
 from stat import S_IMODE, S_ISGID, S_ISUID, S_IXGRP
 
@@ -42,6 +43,7 @@ class OpenFiles:
         self._writeback = writeback
         self._sync = sync
         self._open: dict[int, OpenFile] = {}
+        self._direct: set[int] = set()
         self._buffer = memoryview(bytearray(BUFFER))
         self._nowait = _RWF_NOWAIT
         self.kernel_tells_setid = False  # it says with each write whether setuid and setgid must go
@@ -64,11 +66,27 @@ class OpenFiles:
             directory, name = file.data
             fd = objects.open_file(directory.fd(), name, flags & _KEEP)
         else:
-            fd = objects.open_file(*file.address(), flags & _KEEP)
+            fd = self._open_object(file, flags)
         writes = bool(flags & _WRITES)
         ask = writes and caller.uid != 0 and not self.kernel_tells_setid
         self.add(fd, file, writes=writes, clears_setid=ask and not is_capable(caller, CAP_FSETID))
         return fd
+
+    def _open_object(self, file: File, flags: int) -> int:
+        """Appending is the kernel's business, which knows the end of the file; but an append-only file (chattr(1)) lets
+        itself be opened for nothing else. Writes then come as they are made, and go where the branch appends them."""
+        try:
+            return objects.open_file(*file.address(), flags & _KEEP)
+        except PermissionError:
+            if not flags & os.O_APPEND:
+                raise
+            fd = objects.open_file(*file.address(), flags & (_KEEP | os.O_APPEND))
+            self._direct.add(fd)
+            return fd
+
+    def is_direct(self, fd: int) -> bool:
+        """Whether the kernel must not collect writes to this handle."""
+        return fd in self._direct
 
     def add(self, fd: int, file: File, *, writes: bool, clears_setid: bool) -> None:
         """Take over a descriptor of the file's."""
@@ -150,6 +168,7 @@ class OpenFiles:
     def release(self, fd: int) -> None:
         """The kernel has closed the handle."""
         file = self._open.pop(fd).file
+        self._direct.discard(fd)
         if file.fds is not None:
             file.fds.remove(fd)
         if self._writeback and file.written:
@@ -168,7 +187,8 @@ class OpenFiles:
     @staticmethod
     def _put_back_mtime(fd: int, file: File) -> None:
         file.written = False
-        os.utime(fd, ns=(os.fstat(fd).st_atime_ns, file.told_mtime_ns))
+        with suppress(PermissionError):  # times of an append-only file cannot be set
+            os.utime(fd, ns=(os.fstat(fd).st_atime_ns, file.told_mtime_ns))
 
     async def fsync(self, fd: int, datasync: bool) -> None:
         if self._sync:

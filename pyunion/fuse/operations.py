@@ -175,8 +175,9 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         node = self._nodes[inode]
         assert isinstance(node, File)
-        fh: Any = await self._fs.files.open(node, flags, ctx)
-        return FileInfo(fh=fh, keep_cache=True)
+        files = self._fs.files
+        fh: Any = await files.open(node, flags, ctx)
+        return FileInfo(fh=fh, keep_cache=True, direct_io=files.is_direct(fh))
 
     @guarded
     def create(

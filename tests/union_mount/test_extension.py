@@ -137,6 +137,23 @@ def test_inode_flags_are_set_in_upper_only(pyunion: Union) -> None:
     append(pyunion.at / "f", "y")
 
 
+def test_an_append_only_file_takes_what_is_appended(union: Union) -> None:
+    write(union.low / "log", "first\n")
+    union.mount()
+    run("chattr", "+a", union.at / "log")
+    try:
+        for number in range(3):
+            append(union.at / "log", f"{number}\n")
+        assert (union.at / "log").read_text() == "first\n0\n1\n2\n"
+        assert outcome(os.open, union.at / "log", os.O_WRONLY) == "EPERM"
+        assert outcome(os.unlink, union.at / "log") == "EPERM"
+    finally:
+        run("chattr", "-a", union.at / "log")
+    append(union.at / "log", "last\n")
+    union.remount()
+    assert (union.at / "log").read_text() == "first\n0\n1\n2\nlast\n"
+
+
 def test_birth_times_are_the_branchs(pyunion: Union) -> None:
     write(pyunion.low / "f", "x")
     pyunion.mount()
