@@ -184,16 +184,17 @@ def test_a_listing_stays_whole_while_entries_come_and_go(union: Union) -> None:
     for number, name in enumerate(sorted(names)):
         write((union.low, union.low2)[number % 2] / "d" / name)
     union.mount()
-    script = 'while :; do : > "$0/tmp"; ls "$0" >/dev/null; rm "$0/tmp"; done'
-    churn = subprocess.Popen(["sh", "-c", script, union.at / "d"])
+    enough = union.base / "enough"
+    script = 'until [ -e "$1" ]; do : > "$0/tmp"; ls "$0" >/dev/null; rm "$0/tmp"; done'
+    churn = subprocess.Popen(["sh", "-c", script, union.at / "d", enough])
     try:
         for _ in range(5):
             listed = [entry.name for entry in os.scandir(union.at / "d")]
             assert len(listed) == len(set(listed))
             assert set(listed) - {"tmp"} == names
     finally:
-        churn.terminate()
-        churn.wait()
+        enough.touch()  # it ends by itself: a signal would leave the command that it runs just now
+        churn.wait(60)
 
 
 def test_seekdir_returns_to_the_same_place(pyunion: Union) -> None:
