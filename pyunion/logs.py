@@ -12,8 +12,6 @@ import syslog
 from pyunion.config import MountConfig
 from pyunion.errors import ExitCode, PyunionError, printable
 
-LEVELS = ("debug", "info", "warning", "error")
-
 _PRIORITIES = {
     logging.DEBUG: syslog.LOG_DEBUG,
     logging.INFO: syslog.LOG_INFO,

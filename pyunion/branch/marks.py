@@ -121,11 +121,6 @@ def set_redirect(fd: int, name: bytes, branch: Branch, redirect: bytes) -> None:
     objects.set_xattr(fd, name, _prefix(branch) + marks.REDIRECT, redirect)
 
 
-def set_metacopy(fd: int, name: bytes, branch: Branch) -> None:
-    """Say that a regular file of the writable branch has its data in a layer below."""
-    objects.set_xattr(fd, name, _prefix(branch) + marks.METACOPY, b"")
-
-
 def clear_metacopy(fd: int, name: bytes, branch: Branch) -> None:
     """The data have arrived: the file stands for itself from now on."""
     prefix = _prefix(branch)

@@ -134,16 +134,7 @@ def _process(pid: int) -> str:
 
 
 def open_work(work_fd: int, path: bytes) -> int:
-    """WORK/work, empty, as the kernel keeps it; leftovers of a daemon that was killed are removed.
-
-    Raises PyunionError where the kernel's marker says that a volatile mount may have lost data.
-    """
-    if os.path.exists(os.path.join(path, b"work/incompat/volatile")):
-        raise PyunionError(
-            f"{os.fsdecode(path)} was last used by a volatile mount, and upper may have lost data in a crash; "
-            f"when you are sure that it did not, remove {os.fsdecode(path)}/work/incompat/volatile",
-            ExitCode.WORK,
-        )
+    """WORK/work, empty, as the kernel keeps it; leftovers of a daemon that was killed are removed."""
     try:
         if os.access(b"work", os.F_OK, dir_fd=work_fd, follow_symlinks=False):
             remove_tree(work_fd, b"work")

@@ -96,9 +96,6 @@ class OpenFiles:
         else:
             file.fds.append(fd)
 
-    def file_of(self, fd: int) -> File:
-        return self._open[fd].file
-
     async def read(self, fd: int, offset: int, size: int) -> bytes | memoryview:
         """Data from the page cache at once, into a buffer that is good until the next await; else by a thread."""
         if self._nowait and size <= BUFFER:
