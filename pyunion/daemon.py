@@ -64,10 +64,11 @@ class _Writable(NamedTuple):
 
 def _build(config: MountConfig, cache: DirCache, stack: ExitStack) -> FileSystem:
     prefix = marks.USER if config.userxattr else marks.TRUSTED
+    owners = _owners(config)
     lower_paths = list(config.lowers)
     writable: _Writable | None = None
     if config.upper is not None and config.work is not None and not config.read_only:
-        writable = _open_writable(config, config.upper, config.work, cache, stack)
+        writable = _open_writable(config, config.upper, config.work, owners, cache, stack)
         prefix = writable.features.xattr_prefix or prefix
     elif config.upper is not None:
         lower_paths.insert(0, config.upper)
@@ -83,18 +84,18 @@ def _build(config: MountConfig, cache: DirCache, stack: ExitStack) -> FileSystem
     merged = len(lowers) - config.data_only
     lowers, data = lowers[:merged], lowers[merged:]
     if writable is None:
-        return FileSystem(lowers, None, _settings(config, None, prefix), data_branches=data)
+        return FileSystem(lowers, None, _settings(config, None, prefix, owners), data_branches=data)
     origins = index = None
     if writable.features.xattr_prefix == marks.TRUSTED:
         origins = Origins(lowers, stack)
         if config.index is not False:
             index = _open_index(origins, writable.work_root, cache, stack, required=config.index is True)
-    settings = _settings(config, writable.features, prefix)
+    settings = _settings(config, writable.features, prefix, owners)
     return FileSystem([writable.upper, *lowers], writable.work, settings, origins, index, data)
 
 
 def _open_writable(
-    config: MountConfig, upper: bytes, work: bytes, cache: DirCache, stack: ExitStack
+    config: MountConfig, upper: bytes, work: bytes, owners: Owners, cache: DirCache, stack: ExitStack
 ) -> _Writable:
     opening.lock_directory(upper, stack)
     work_root = opening.lock_directory(work, stack)
@@ -103,7 +104,6 @@ def _open_writable(
     features = probe_upper(work_fd, config.userxattr)
     for reason in features.reasons:
         log.warning("%s", reason)
-    owners = _owners(config)
     terms = Terms(
         features.xattr_prefix,
         not config.volatile,
@@ -152,7 +152,7 @@ def _unmapped(kind: str) -> int | None:
     return None if any(inside <= overflow < inside + count for inside, _, count in ranges) else overflow
 
 
-def _settings(config: MountConfig, features: UpperFeatures | None, prefix: bytes) -> Settings:
+def _settings(config: MountConfig, features: UpperFeatures | None, prefix: bytes, owners: Owners) -> Settings:
     return Settings(
         redirect_dir=config.redirect_dir,
         follow_redirects=config.follow_redirects,
@@ -162,7 +162,7 @@ def _settings(config: MountConfig, features: UpperFeatures | None, prefix: bytes
         rename_whiteout=features is not None and features.rename_whiteout,
         switch_ids=os.geteuid() == 0 and syscalls.keep_capabilities_over_setfsuid(),
         xattr_prefix=prefix,
-        owners=_owners(config),
+        owners=owners,
     )
 
 

@@ -1,7 +1,6 @@
 """Opening the branches of a mount, with locks on upper and work.
 
-Owns how a path becomes a Branch. Paths were
-checked by the preflight; what can still fail here fails with a sentence.
+Owns how a path becomes a Branch. Paths were checked by the preflight; what can still fail here fails with a sentence.
 """
 
 from __future__ import annotations
