@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from errno import EAGAIN, EINVAL, ENXIO, EOPNOTSUPP
+from errno import EAGAIN, EINVAL, EOPNOTSUPP
 from stat import S_IMODE, S_ISGID, S_ISUID, S_IXGRP
 
 import trio
@@ -134,15 +134,13 @@ class OpenFiles:
             objects.chmod(fd, name, kept)
         return kept != mode
 
-    def seek(self, fd: int, offset: int, whence: int) -> int:
-        """lseek(2) with SEEK_DATA or SEEK_HOLE. While the file is open for writing the kernel may hold data that are
-        not here yet, so all of it counts as data then; when it is closed they are here."""
-        if self._writeback and any(self._open[other].writes for other in self._open[fd].file.fds or ()):
-            size = os.fstat(fd).st_size
-            if offset >= size:
-                raise OSError(ENXIO, os.strerror(ENXIO))
-            return offset if whence == os.SEEK_DATA else size
-        return os.lseek(fd, offset, whence)
+    def kept_back(self, fd: int) -> int | None:
+        """The number of the node if the kernel may hold data of it that are not here yet; when nobody has it open for
+        writing they are."""
+        file = self._open[fd].file
+        if self._writeback and any(self._open[other].writes for other in file.fds or ()):
+            return file.ino
+        return None
 
     async def allocate(self, fd: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         """fallocate(2) on a file that is open for writing."""

@@ -13,6 +13,9 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
+import pyfuse3
+import trio
+
 from pyunion.fs.filesystem import FileSystem
 from pyunion.fs.lookup import attributes, link_count
 from pyunion.fs.nodes import File
@@ -67,11 +70,11 @@ class RawRequests:
         self._tell_modes = tell_modes
         self._session_fd = session_fd
         self._quick: dict[int, Callable[[Request, bytes], bytes]] = {
-            _LSEEK: self._lseek,
             _TMPFILE: self._tmpfile,
             _STATX: self._statx,
         }
         self._slow: dict[int, Callable[[Request, bytes], Awaitable[bytes]]] = {
+            _LSEEK: self._lseek,
             _FALLOCATE: self._fallocate,
             _COPY_FILE_RANGE: self._copy_file_range,
             _IOCTL: self._ioctl,
@@ -120,9 +123,14 @@ class RawRequests:
 
     # -- one for each request ---------------------------------------------------------------------------------
 
-    def _lseek(self, request: Request, body: bytes) -> bytes:
+    async def _lseek(self, request: Request, body: bytes) -> bytes:
+        """SEEK_DATA and SEEK_HOLE: the branch knows, once the kernel has sent what it holds back."""
         fh, offset, whence = _LSEEK_IN.unpack_from(body)
-        return struct.pack("=Q", self._fs.files.seek(fh, offset, whence))
+        held = self._fs.files.kept_back(fh)
+        if held is not None:
+            # the kernel writes to us meanwhile, so the loop must go on
+            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, held)
+        return struct.pack("=Q", os.lseek(fh, offset, whence))
 
     async def _fallocate(self, request: Request, body: bytes) -> bytes:
         fh, offset, length, mode = _FALLOCATE_IN.unpack_from(body)

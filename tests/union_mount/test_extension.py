@@ -6,6 +6,7 @@ The calls are those of programs: O_TMPFILE with a later link, SEEK_HOLE, falloca
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import shutil
 from pathlib import Path
@@ -95,10 +96,26 @@ def test_data_that_only_the_kernels_cache_has_are_no_hole(pyunion: Union) -> Non
     os.ftruncate(writer, 1 << 20)
     os.pwrite(writer, b"data", 1 << 19)
     reader = os.open(pyunion.at / "f", os.O_RDONLY)
-    assert os.lseek(reader, 0, os.SEEK_DATA) <= 1 << 19
+    assert os.lseek(reader, 0, os.SEEK_DATA) == 1 << 19
+    os.pwrite(writer, b"more", 1 << 21)
+    assert os.lseek(reader, 1 << 20, os.SEEK_DATA) == 1 << 21
+    assert os.lseek(writer, 1 << 19, os.SEEK_HOLE) == (1 << 19) + 4096
+    with mmap.mmap(writer, 0) as pages:
+        pages[(1 << 18) : (1 << 18) + 6] = b"mapped"
+        assert os.lseek(reader, 0, os.SEEK_DATA) == 1 << 18
     os.close(writer)
-    assert 0 < os.lseek(reader, 0, os.SEEK_DATA) <= 1 << 19
+    assert os.lseek(reader, 0, os.SEEK_DATA) == 1 << 18
     os.close(reader)
+
+
+def test_a_sparse_copy_of_a_file_that_is_being_written_has_all_of_it(union: Union) -> None:
+    union.mount()
+    with open(union.at / "f", "wb", buffering=0) as writer:
+        for megabyte in range(4):
+            writer.seek((megabyte + 1) << 20)
+            writer.write(b"data")
+        run("cp", "--sparse=auto", union.at / "f", union.at / "copy")
+        assert (union.at / "copy").read_bytes() == (union.at / "f").read_bytes()
 
 
 def test_space_is_allocated_and_holes_are_punched(union: Union) -> None:
