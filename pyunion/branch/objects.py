@@ -7,11 +7,13 @@ Knows no branches, no marks' meanings, no locks.
 from __future__ import annotations
 
 import os
+import struct
 from errno import EACCES, ENODATA, ENOTSUP, EPERM
 
 from pyunion.branch import syscalls
 from pyunion.union import marks
 
+_STATX_ATTR_IMMUTABLE, _STATX_ATTR_APPEND = 0x10, 0x20  # linux/stat.h
 PIN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -58,9 +60,23 @@ def utime(fd: int, name: bytes, atime_ns: int, mtime_ns: int) -> None:
         os.utime(path(fd, name), ns=(atime_ns, mtime_ns))
 
 
+def touch(fd: int, name: bytes) -> None:
+    """Set both times to now."""
+    if name:
+        os.utime(name, dir_fd=fd, follow_symlinks=False)
+    else:
+        os.utime(path(fd, name))
+
+
 def statx(fd: int, name: bytes, mask: int) -> bytearray:
     """struct statx of the object, with its time of birth."""
     return syscalls.statx(path(fd, name), mask, follow=not name)
+
+
+def keeps_its_names(fd: int, name: bytes) -> bool:
+    """Whether a directory is immutable or append-only (chattr(1)), so that nobody may remove names from it."""
+    (attributes,) = struct.unpack_from("=Q", statx(fd, name, 0), 8)
+    return bool(attributes & (_STATX_ATTR_IMMUTABLE | _STATX_ATTR_APPEND))
 
 
 def truncate(fd: int, name: bytes, size: int) -> None:

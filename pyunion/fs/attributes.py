@@ -38,6 +38,7 @@ class Changes(NamedTuple):
     mode: int | None = None  # permission bits only
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    now: bool = False  # the times are those of this moment
 
 
 class Attributes:
@@ -63,9 +64,7 @@ class Attributes:
         if changes.mode is not None:  # after the owner: chown clears setuid and setgid
             objects.chmod(*where, changes.mode)
         if changes.atime_ns is not None or changes.mtime_ns is not None:
-            st = objects.stat(*where)
-            atime_ns = st.st_atime_ns if changes.atime_ns is None else changes.atime_ns
-            objects.utime(*where, atime_ns, st.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns)
+            _set_times(where, changes)
             if changes.mtime_ns is not None and isinstance(node, File):
                 node.told_mtime_ns = changes.mtime_ns
                 node.written = False
@@ -148,6 +147,18 @@ class Attributes:
                 raise
         await self._bring_up(node)
         objects.remove_xattr(*address(node), stored)
+
+
+def _set_times(where: tuple[int, bytes], changes: Changes) -> None:
+    st = objects.stat(*where)
+    atime_ns = st.st_atime_ns if changes.atime_ns is None else changes.atime_ns
+    mtime_ns = st.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+    try:
+        objects.utime(*where, atime_ns, mtime_ns)
+    except PermissionError:
+        if not changes.now:
+            raise
+        objects.touch(*where)  # what is append-only (chattr(1)) lets itself be touched, and nothing else
 
 
 def address(node: Node) -> tuple[int, bytes]:

@@ -27,12 +27,13 @@ BUFFER = 1 << 20
 class OpenFile:
     """What is known about a descriptor."""
 
-    __slots__ = ("clears_setid", "file", "writes")
+    __slots__ = ("bypasses_cache", "clears_setid", "file", "writes")
 
-    def __init__(self, file: File, writes: bool, clears_setid: bool) -> None:
+    def __init__(self, file: File, *, writes: bool, clears_setid: bool, bypasses_cache: bool = False) -> None:
         self.file = file
         self.writes = writes
         self.clears_setid = clears_setid
+        self.bypasses_cache = bypasses_cache  # O_DIRECT: what is written does not go by the kernel's page cache
 
 
 class OpenFiles:
@@ -69,7 +70,9 @@ class OpenFiles:
             fd = self._open_object(file, flags)
         writes = bool(flags & _WRITES)
         ask = writes and caller.uid != 0 and not self.kernel_tells_setid
-        self.add(fd, file, writes=writes, clears_setid=ask and not is_capable(caller, CAP_FSETID))
+        clears_setid = ask and not is_capable(caller, CAP_FSETID)
+        direct = bool(flags & os.O_DIRECT)
+        self._add(fd, OpenFile(file, writes=writes, clears_setid=clears_setid, bypasses_cache=direct))
         return fd
 
     def _open_object(self, file: File, flags: int) -> int:
@@ -88,9 +91,13 @@ class OpenFiles:
         """Whether the kernel must not collect writes to this handle."""
         return fd in self._direct
 
-    def add(self, fd: int, file: File, *, writes: bool, clears_setid: bool) -> None:
-        """Take over a descriptor of the file's."""
-        self._open[fd] = OpenFile(file, writes, clears_setid)
+    def add_new(self, fd: int, file: File, flags: int) -> None:
+        """Take over the descriptor of a file that was just made."""
+        self._add(fd, OpenFile(file, writes=True, clears_setid=False, bypasses_cache=bool(flags & os.O_DIRECT)))
+
+    def _add(self, fd: int, opened: OpenFile) -> None:
+        self._open[fd] = opened
+        file = opened.file
         if file.fds is None:
             file.fds = [fd]
         else:
@@ -124,6 +131,14 @@ class OpenFiles:
         if (drops_setid or opened.clears_setid) and self._drop_setid(opened.file):
             self.changed_modes.append(opened.file.ino)
         return written
+
+    def leaves_stale(self, fd: int) -> int | None:
+        """After a write: the number of the node if the kernel's page cache may now have what was there before. It
+        clears the cache before a direct write and not after it, when another process may have read meanwhile."""
+        opened = self._open[fd]
+        if opened.bypasses_cache and any(not self._open[other].bypasses_cache for other in opened.file.fds or ()):
+            return opened.file.ino
+        return None
 
     @staticmethod
     def _drop_setid(file: File) -> bool:

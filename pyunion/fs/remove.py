@@ -7,7 +7,7 @@ goes on by. All but a copy_up that an indexed file may need first is synchronous
 from __future__ import annotations
 
 import os
-from errno import EISDIR, ENOTDIR, ENOTEMPTY
+from errno import EISDIR, ENOTDIR, ENOTEMPTY, EPERM
 
 from pyunion.branch import objects
 from pyunion.fs.copier import Copier
@@ -27,6 +27,8 @@ class Remove:
         """unlink(2)."""
         work = self._copier.work
         node = self._file(parent, name)
+        if not node.in_upper:
+            self.may_lose(parent, name)
         if self._copier.must_index(node):
             await self._copier.data(node)
             node = self._file(parent, name)
@@ -58,7 +60,13 @@ class Remove:
         node = self._lookup.existing(parent, name)
         if not isinstance(node, Directory):
             raise OSError(ENOTDIR, os.strerror(ENOTDIR), name)
-        self.require_empty(node)
+        if not node.in_upper:
+            self.may_lose(parent, name)
+        try:
+            self.require_empty(node)
+        except OSError:
+            self.may_lose(parent, name)  # this is what the kernel asks first, and it does not know the union's flags
+            raise
         if node.in_upper:
             into = parent.layers[0]
             node.layers[0].pin()
@@ -74,6 +82,12 @@ class Remove:
         else:
             work.whiteout(self._copier.directory(parent), name)
         self._dropped(node)
+
+    def may_lose(self, parent: Directory, name: bytes) -> None:
+        """Raises EPERM where a directory lets no name go (chattr(1)) and the branch would not say so: a whiteout only
+        adds one."""
+        if parent.in_upper and objects.keeps_its_names(parent.layers[0].fd(), b"."):
+            raise OSError(EPERM, os.strerror(EPERM), name)
 
     def require_empty(self, node: Directory) -> None:
         """Raises ENOTEMPTY unless the directory looks empty in the union."""

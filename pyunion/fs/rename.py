@@ -86,6 +86,8 @@ class Rename:
             self._may_move(target)
         elif target is not None and target is not source:
             self._may_replace(source, target)
+            if isinstance(target, File | Directory) and not target.in_upper:
+                self._remove.may_lose(new_parent, new_name)
         if new_parent.dead or old_parent.dead:
             raise OSError(ENOENT, os.strerror(ENOENT), new_name)
         self._may_move(source)

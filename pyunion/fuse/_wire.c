@@ -38,6 +38,7 @@
 #define WIRE_INIT_EXT (1ULL << 30)
 #define WIRE_WRITE_KILL_SUIDGID (1 << 2)
 #define WIRE_FATTR_KILL_SUIDGID (1 << 11)
+#define WIRE_FATTR_ATIME_NOW (1 << 7)
 #define WIRE_OPEN_KILL_SUIDGID (1 << 0)
 
 static struct {
@@ -50,6 +51,7 @@ static uint64_t wanted, offered, granted; /* INIT flags, both words of them */
 static int session_fd = -1;
 static int bound;           /* libfuse's functions are found, and pyfuse3 does call ours */
 static int kill_suidgid;    /* the request being handled says that setuid and setgid must go */
+static int times_are_now;   /* it sets times to the time that it is */
 static size_t buffer_size = (1 << 20) + 4096;
 static uint64_t hooked;     /* bit n: requests with opcode n go to the hook */
 static PyObject *hook;
@@ -132,12 +134,13 @@ static void process_init(struct fuse_session *se, const struct fuse_buf *buf, co
 /* What pyfuse3 does not pass on of a request that it knows. */
 static void note_flags(const struct fuse_in_header *header, const char *body, size_t size)
 {
-    kill_suidgid = 0;
+    kill_suidgid = times_are_now = 0;
     if (header->opcode == FUSE_WRITE && size >= sizeof(struct fuse_write_in))
         kill_suidgid = ((const struct fuse_write_in *)body)->write_flags & WIRE_WRITE_KILL_SUIDGID;
-    else if (header->opcode == FUSE_SETATTR && size >= sizeof(struct fuse_setattr_in))
+    else if (header->opcode == FUSE_SETATTR && size >= sizeof(struct fuse_setattr_in)) {
         kill_suidgid = ((const struct fuse_setattr_in *)body)->valid & WIRE_FATTR_KILL_SUIDGID;
-    else if (header->opcode == FUSE_OPEN && size >= sizeof(struct fuse_open_in))
+        times_are_now = ((const struct fuse_setattr_in *)body)->valid & WIRE_FATTR_ATIME_NOW;
+    } else if (header->opcode == FUSE_OPEN && size >= sizeof(struct fuse_open_in))
         kill_suidgid = ((const struct fuse_open_in *)body)->open_flags & WIRE_OPEN_KILL_SUIDGID;
 }
 
@@ -252,6 +255,12 @@ static PyObject *py_kill_suidgid(PyObject *module, PyObject *unused)
     return PyBool_FromLong(kill_suidgid);
 }
 
+PyDoc_STRVAR(now_doc, "times_are_now(): whether the request being handled sets times to the time that it is.");
+static PyObject *py_times_are_now(PyObject *module, PyObject *unused)
+{
+    return PyBool_FromLong(times_are_now);
+}
+
 PyDoc_STRVAR(fd_doc, "session_fd(): the descriptor of /dev/fuse, -1 before the session begins.");
 static PyObject *py_session_fd(PyObject *module, PyObject *unused)
 {
@@ -263,6 +272,7 @@ static PyMethodDef methods[] = {
     { "granted", py_granted, METH_NOARGS, granted_doc },
     { "session_fd", py_session_fd, METH_NOARGS, fd_doc },
     { "kill_suidgid", py_kill_suidgid, METH_NOARGS, kill_doc },
+    { "times_are_now", py_times_are_now, METH_NOARGS, now_doc },
     { NULL, NULL, 0, NULL },
 };
 

@@ -15,6 +15,7 @@ from stat import S_IMODE
 from typing import Any
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, SetattrFields
 
 from pyunion.fs.attributes import Changes
@@ -27,6 +28,11 @@ from pyunion.fuse.guard import guarded
 log = logging.getLogger(__name__)
 
 FOREVER_S = 10 * 365 * 86400
+
+
+async def send_and_drop_pages(number: int) -> None:
+    """Let the kernel write what it holds back of a node, and forget the rest. In a thread: it asks us meanwhile."""
+    await trio.to_thread.run_sync(pyfuse3.invalidate_inode, number)
 
 
 class Operations(pyfuse3.Operations):
@@ -117,6 +123,7 @@ class Operations(pyfuse3.Operations):
             S_IMODE(attr.st_mode) if fields.update_mode else None,
             attr.st_atime_ns if fields.update_atime else None,
             attr.st_mtime_ns if fields.update_mtime else None,
+            wire.times_are_now(),
         )
         return self._stat(node, await self._fs.attributes.change(node, changes, fh, ctx))
 
@@ -185,7 +192,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         fs = self._fs
         node, st, fd = fs.create.file(fs.directory(parent), name, mode, ctx)
-        fs.files.add(fd, node, writes=True, clears_setid=False)
+        fs.files.add_new(fd, node, flags)
         handle: Any = fd
         return FileInfo(fh=handle, keep_cache=True), self._entry(node, st)
 
@@ -194,11 +201,14 @@ class Operations(pyfuse3.Operations):
         return await self._fs.files.read(fh, offset, size)
 
     @guarded
-    def write(self, fh: int, offset: int, data: bytes) -> int:
+    async def write(self, fh: int, offset: int, data: bytes) -> int:
         files = self._fs.files
         written = files.write(fh, offset, data, wire.kill_suidgid())
         if files.changed_modes:
             self.tell_modes()
+        stale = files.leaves_stale(fh)
+        if stale is not None:
+            await send_and_drop_pages(stale)
         return written
 
     def tell_modes(self) -> None:

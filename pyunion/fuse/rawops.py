@@ -13,14 +13,11 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-import pyfuse3
-import trio
-
 from pyunion.fs.filesystem import FileSystem
 from pyunion.fs.lookup import attributes, link_count
 from pyunion.fs.nodes import File
 from pyunion.fuse.guard import in_flight
-from pyunion.fuse.operations import FOREVER_S
+from pyunion.fuse.operations import FOREVER_S, send_and_drop_pages
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +125,7 @@ class RawRequests:
         fh, offset, whence = _LSEEK_IN.unpack_from(body)
         held = self._fs.files.kept_back(fh)
         if held is not None:
-            # the kernel writes to us meanwhile, so the loop must go on
-            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, held)
+            await send_and_drop_pages(held)
         return struct.pack("=Q", os.lseek(fh, offset, whence))
 
     async def _fallocate(self, request: Request, body: bytes) -> bytes:
@@ -145,10 +141,10 @@ class RawRequests:
         return struct.pack("=II", copied, 0)
 
     def _tmpfile(self, request: Request, body: bytes) -> bytes:
-        _, mode, umask, _ = _CREATE_IN.unpack_from(body)
+        flags, mode, umask, _ = _CREATE_IN.unpack_from(body)
         fs = self._fs
         node, st, fd = fs.create.nameless(fs.directory(request.node), mode, request._replace(umask=umask))
-        fs.files.add(fd, node, writes=True, clears_setid=False)
+        fs.files.add_new(fd, node, flags)
         node.lookups += 1
         entry = _ENTRY_OUT.pack(node.ino, 0, FOREVER_S, FOREVER_S, 0, 0)
         return entry + self._attributes(node, st) + _OPEN_OUT.pack(fd, _FOPEN_KEEP_CACHE, 0)

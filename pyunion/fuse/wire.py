@@ -72,6 +72,11 @@ def kill_suidgid() -> bool:
     return _wire is not None and bool(_wire.kill_suidgid())
 
 
+def times_are_now() -> bool:
+    """Whether the request whose handler has just begun sets times to "now", which is more often allowed than others."""
+    return _wire is not None and bool(_wire.times_are_now())
+
+
 def cached_directory(handle: int) -> int:
     """The handle of an open directory whose entries the kernel shall keep until the directory changes."""
     return handle if _wire is None else handle | _HANDLE_CACHE_DIR

@@ -164,11 +164,35 @@ def test_an_append_only_file_takes_what_is_appended(union: Union) -> None:
         assert (union.at / "log").read_text() == "first\n0\n1\n2\n"
         assert outcome(os.open, union.at / "log", os.O_WRONLY) == "EPERM"
         assert outcome(os.unlink, union.at / "log") == "EPERM"
+        run("touch", union.at / "log")
+        assert outcome(os.utime, union.at / "log", (1, 1)) == "EPERM"
     finally:
         run("chattr", "-a", union.at / "log")
     append(union.at / "log", "last\n")
     union.remount()
     assert (union.at / "log").read_text() == "first\n0\n1\n2\nlast\n"
+
+
+@pytest.mark.parametrize("flag", ["a", "i"])
+def test_no_name_goes_from_a_directory_that_is_append_only_or_immutable(union: Union, flag: str) -> None:
+    write(union.low / "d/full/f", "")
+    write(union.low / "d/g", "")
+    (union.low / "d/empty").mkdir()
+    union.mount()
+    write(union.at / "other", "")
+    run("chattr", f"+{flag}", union.at / "d")
+    try:
+        for name in ("full", "empty"):
+            assert outcome(os.rmdir, union.at / "d" / name) == "EPERM"
+        assert outcome(os.unlink, union.at / "d/g") == "EPERM"
+        assert outcome(os.rename, union.at / "other", union.at / "d/g") == "EPERM"
+        assert outcome(os.rename, union.at / "d/g", union.at / "moved") == "EPERM"
+        if flag == "a":
+            run("touch", union.at / "d")
+    finally:
+        run("chattr", f"-{flag}", union.at / "d")
+    assert outcome(os.rmdir, union.at / "d/full") == "ENOTEMPTY"
+    os.rmdir(union.at / "d/empty")
 
 
 def test_birth_times_are_the_branchs(pyunion: Union) -> None:
