@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from errno import EACCES, ENODATA, ENOTSUP, EPERM
 
 from pyunion.branch import syscalls
@@ -58,6 +60,16 @@ def utime(fd: int, name: bytes, atime_ns: int, mtime_ns: int) -> None:
         os.utime(name, ns=(atime_ns, mtime_ns), dir_fd=fd, follow_symlinks=False)
     else:
         os.utime(path(fd, name), ns=(atime_ns, mtime_ns))
+
+
+@contextmanager
+def keeping_times(directory_fd: int) -> Iterator[None]:
+    """For an entry that comes into a directory where it was already as far as users can see. Once it is there, it
+    stays, though the times cannot be put back."""
+    before = os.fstat(directory_fd)
+    yield
+    with suppress(OSError):
+        utime(directory_fd, b".", before.st_atime_ns, before.st_mtime_ns)
 
 
 def touch(fd: int, name: bytes) -> None:

@@ -72,7 +72,7 @@ class Attributes:
 
     async def _truncate(self, file: File, size: int, fd: int | None, caller: Caller) -> None:
         await self._copier.data(file, size)
-        clear_setid(file, caller)
+        clear_setid(file, caller, self._owners.gids)
         if fd is not None:
             os.ftruncate(fd, size)
         else:

@@ -1,14 +1,16 @@
 """copy_up: bringing a node's object into the writable branch before it is changed.
 
 Owns when copies are made, the lock that makes it once, and the step that puts a copy in place: that step is
-synchronous, so that no other request sees half of it. What a copy consists of is pyunion/branch/copyup.py.
+synchronous, so that no other request sees half of it. What a copy consists of is pyunion/branch/copyup.py; the copies
+of lower files with several names go to pyunion/fs/links.py.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from errno import ENOENT, EROFS
 from stat import S_ISREG
 
@@ -20,9 +22,9 @@ from pyunion.branch.dirs import Branch, Dir
 from pyunion.branch.handles import Origins
 from pyunion.branch.index import Index
 from pyunion.branch.work import Work
+from pyunion.fs.links import Links
 from pyunion.fs.locks import KeyedLock
 from pyunion.fs.nodes import Directory, File, Node, Table
-from pyunion.union.origin import index_name
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +45,9 @@ class Copier:
         self.upper = upper
         self._work = work
         self._origins = origins
-        self._index = index
         self.metacopy = metacopy
         self.locks = KeyedLock()
+        self.links = Links(index, self.directory)
 
     @property
     def work(self) -> Work:
@@ -79,23 +81,18 @@ class Copier:
         lower = node.layers[0]
         name = work.stage(lower.fd(), b".", os.fstat(lower.fd()))
         origin = None if self._origins is None else self._origins.of(lower, b"")
-        self._mark_origin(work, name, origin)
-        self._put(work, name, into, node.name, origin)
+        with _discarded_on_failure(work, name):
+            self._mark_origin(work, name, origin)
+            self._put(work, name, into, node.name, origin)
         node.layers = (into.child(node.name), *node.layers)
         node.copied = bool(origin)
 
     def _put(self, work: Work, staged: bytes, into: Dir, name: bytes, origin: bytes | None) -> None:
         """Rename a copy into place. It was there already as far as users can see: the directory's times stay."""
-        fd = into.fd()
-        before = os.fstat(fd)
-        try:
+        with objects.keeping_times(into.fd()):
             if origin is not None:
                 branch_marks.set_impure(into)
             work.put(staged, into, name)
-        except OSError:
-            work.discard(staged)
-            raise
-        _put_back_times(fd, before)
 
     def _mark_origin(self, work: Work, staged: bytes, origin: bytes | None) -> None:
         if origin is not None and work.xattr_prefix is not None:
@@ -134,21 +131,22 @@ class Copier:
             staged = work.stage(fd, name, st)
         else:
             staged = work.temp_name()
-            alone = st.st_nlink == 1 and not file.aliases and not file.dead
+            one = origin is not None if st.st_nlink > 1 else not file.aliases and not file.dead
             with ExitStack() as stack:
                 source = _open_source(file, st, stack)
-                if metadata_only and alone and st.st_size:
+                if metadata_only and one and st.st_size:
                     copyup.stage_metadata(work.fd, staged, source, work.terms)
                     data = file.data or (file.dir, file.real)
                 else:
                     await self._stage_data(work, staged, source, size)
-        self._mark_origin(work, staged, origin)
-        self._publish(work, file, staged, st, origin)
+        with _discarded_on_failure(work, staged):
+            self._mark_origin(work, staged, origin)
+            self._publish(work, file, staged, st, origin)
         file.data = data
 
     def _origin_of(self, file: File, st: os.stat_result) -> bytes | None:
         """The origin to store; none for one of several links that part company by their copies."""
-        if self._origins is None or (st.st_nlink > 1 and self._index is None) or file.dead:
+        if self._origins is None or (st.st_nlink > 1 and not self.links.kept) or file.dead:
             return None
         return self._origins.of(file.dir, file.real)
 
@@ -172,7 +170,7 @@ class Copier:
             file.dir, file.real = self.upper.root, b""
             file.hidden_links = 0
         elif origin and st.st_nlink > 1:
-            self._put_in_index(work, file, staged, st, origin)
+            self.links.put(work.fd, file, staged, st.st_nlink, origin)
         else:
             self._put_names(work, file, staged, origin)
             file.hidden_links = 0
@@ -182,80 +180,19 @@ class Copier:
             self.table.add_link(file, file.stat())
         self._swap_descriptors(file)
 
-    def _put_in_index(self, work: Work, file: File, staged: bytes, st: os.stat_result, origin: bytes) -> None:
-        """All names of a lower file are found by the index from now on; the one that is changed gets a link too."""
-        assert self._index is not None
-        assert file.parent is not None
-        names = st.st_nlink - file.hidden_links
-        entry = index_name(origin)
-        self._index.put(work.fd, staged, entry)
-        file.index, file.lower_links = entry, st.st_nlink
-        file.dir, file.real = self._index.dir, entry
-        file.hidden_links = 1 - names
-        self.name_in_upper(file, file.parent, file.name)
-
     def _put_names(self, work: Work, file: File, staged: bytes, origin: bytes | None) -> None:
-        """All names of a lower file that are known become links of the copy."""
+        """All names of a lower file that are known become links of the copy, the one that is changed at last."""
         assert file.parent is not None
-        try:
-            into = self.directory(file.parent)
-        except OSError:
-            work.discard(staged)
-            raise
-        self._put(work, staged, into, file.name, origin)
+        into = self.directory(file.parent)
+        with ExitStack() as undo:
+            for parent, name in file.aliases or ():
+                other = self.directory(parent).fd()
+                with objects.keeping_times(other):
+                    os.link(staged, name, src_dir_fd=work.fd, dst_dir_fd=other, follow_symlinks=False)
+                undo.callback(os.unlink, name, dir_fd=other)
+            self._put(work, staged, into, file.name, origin)
+            undo.pop_all()
         file.dir, file.real = into, file.name
-        for parent, name in file.aliases or ():
-            os.link(
-                file.name, name,
-                src_dir_fd=into.fd(), dst_dir_fd=self.directory(parent).fd(), follow_symlinks=False,
-            )  # fmt: skip
-
-    # -- names of indexed files -------------------------------------------------------------------------------
-
-    def must_index(self, file: File) -> bool:
-        """Whether one of the file's names cannot go before its copy is in the index, where the others find it."""
-        return self._index is not None and not file.in_upper and file.key is not None
-
-    def name_in_upper(self, file: File, parent: Directory, name: bytes) -> None:
-        """Before a name of an indexed file changes: it may be one that only the index makes ours."""
-        if file.index is None:
-            return
-        assert self._index is not None
-        into = self.directory(parent)
-        if into.stat(name) is not None:
-            return
-        fd = into.fd()
-        before = os.fstat(fd)
-        names = file.stat().st_nlink - file.hidden_links
-        branch_marks.set_impure(into)
-        self._index.count_from_lower(file.index, names - file.lower_links)
-        self._index.link(file.index, into, name)
-        _put_back_times(fd, before)
-        file.hidden_links += 1
-
-    def settle(self, file: File, parent: Directory, name: bytes) -> None:
-        """When a name is met that only the index makes ours, and what is below it differs, give it its link: upper then
-        shows the same file to those who do not read the index - a mount with index=off, or whoever takes upper as a
-        layer."""
-        try:
-            self.name_in_upper(file, parent, name)
-        except OSError as error:
-            log.info("%r has no link in upper yet: %s", name, error.strerror)
-
-    def before_links_change(self, file: File) -> None:
-        """Store the count of an indexed file's names so that it stays true through the next link(2) or unlink(2)."""
-        if file.index is not None and self._index is not None:
-            self._index.count_from_upper(file.index, file.hidden_links)
-
-    def after_unlink(self, file: File) -> None:
-        """Without names an indexed file leaves the index; it goes on by a descriptor."""
-        if file.index is None or self._index is None or file.stat().st_nlink > file.hidden_links:
-            return
-        if file.pin < 0:
-            file.pin = os.open(file.real, objects.PIN, dir_fd=file.dir.fd())
-        self._index.remove(file.index)
-        file.index = None
-        file.hidden_links = 0
 
     def comes_into(self, node: Node, into: Dir) -> None:
         """Before an object gets a name in another directory of upper."""
@@ -294,10 +231,15 @@ class Copier:
         self._swap_descriptors(file)
 
 
-def _put_back_times(directory_fd: int, before: os.stat_result) -> None:
-    """No entry has come as far as users can see. The copy is in place by now, and stays there if this is refused."""
-    with suppress(OSError):
-        objects.utime(directory_fd, b".", before.st_atime_ns, before.st_mtime_ns)
+@contextmanager
+def _discarded_on_failure(work: Work, staged: bytes) -> Iterator[None]:
+    """Leave nothing in the work directory of a copy that could not be put in place."""
+    try:
+        yield
+    except BaseException:
+        with suppress(FileNotFoundError):  # it was in place already when something failed
+            work.discard(staged)
+        raise
 
 
 def _open_source(file: File, st: os.stat_result, stack: ExitStack) -> copyup.Source:

@@ -94,7 +94,7 @@ class Create:
     async def link(self, file: File, parent: Directory, name: bytes) -> os.stat_result:
         """A further name for a file, which is brought into upper first."""
         await self._copier.data(file)
-        self._copier.before_links_change(file)
+        self._copier.links.before_change(file)
         self._copier.comes_into(file, self._copier.directory(parent))
         source_fd, source = file.address()
 

@@ -17,6 +17,7 @@ from pyunion.branch import objects, syscalls
 from pyunion.fs.callers import CAP_FSETID, Caller, is_capable, is_member
 from pyunion.fs.copier import Copier
 from pyunion.fs.nodes import Directory, File
+from pyunion.union.ids import Mapping
 
 _WRITES = os.O_WRONLY | os.O_RDWR
 _KEEP = os.O_ACCMODE | os.O_TRUNC
@@ -39,8 +40,9 @@ class OpenFile:
 class OpenFiles:
     """All open files of the mount."""
 
-    def __init__(self, copier: Copier, *, writeback: bool, sync: bool) -> None:
+    def __init__(self, copier: Copier, gids: Mapping, *, writeback: bool, sync: bool) -> None:
         self._copier = copier
+        self._gids = gids
         self._writeback = writeback
         self._sync = sync
         self._open: dict[int, OpenFile] = {}
@@ -58,7 +60,7 @@ class OpenFiles:
         if flags & (_WRITES | os.O_TRUNC):
             await self._copier.data(file, 0 if flags & os.O_TRUNC else None)
             if flags & os.O_TRUNC:
-                clear_setid(file, caller)
+                clear_setid(file, caller, self._gids)
             if self._writeback:
                 self._note_mtime(file, truncates=bool(flags & os.O_TRUNC))
                 if flags & os.O_ACCMODE == os.O_WRONLY:
@@ -128,7 +130,7 @@ class OpenFiles:
         written = os.pwrite(fd, data, offset)
         opened = self._open[fd]
         opened.file.written = True
-        if (drops_setid or opened.clears_setid) and self._drop_setid(opened.file):
+        if (drops_setid or opened.clears_setid) and _drop_setid(opened.file):
             self.changed_modes.append(opened.file.ino)
         return written
 
@@ -139,15 +141,6 @@ class OpenFiles:
         if opened.bypasses_cache and any(not self._open[other].bypasses_cache for other in opened.file.fds or ()):
             return opened.file.ino
         return None
-
-    @staticmethod
-    def _drop_setid(file: File) -> bool:
-        fd, name = file.address()
-        mode = S_IMODE(objects.stat(fd, name).st_mode)
-        kept = without_setid(mode)
-        if kept != mode:
-            objects.chmod(fd, name, kept)
-        return kept != mode
 
     def kept_back(self, fd: int) -> int | None:
         """The number of the node if the kernel may hold data of it that are not here yet; when nobody has it open for
@@ -172,7 +165,7 @@ class OpenFiles:
 
     def _changed(self, file: File, caller: Caller) -> None:
         file.written = True
-        if clear_setid(file, caller):
+        if clear_setid(file, caller, self._gids):
             self.changed_modes.append(file.ino)
 
     def release(self, fd: int) -> None:
@@ -236,15 +229,20 @@ def without_setid(mode: int, in_group: bool = True) -> int:
     return mode & ~S_ISGID if mode & S_IXGRP or not in_group else mode
 
 
-def clear_setid(file: File, caller: Caller) -> bool:
-    """What a change of the data by this caller does to setuid and setgid, as file_remove_privs() in the kernel; whether
-    it did."""
+def _drop_setid(file: File, in_group: bool = True) -> bool:
+    """Take setuid and setgid from a file as far as they go; whether its mode changed."""
     fd, name = file.address()
-    st = objects.stat(fd, name)
-    mode = S_IMODE(st.st_mode)
-    if not mode & (S_ISUID | S_ISGID) or is_capable(caller, CAP_FSETID):
-        return False
-    kept = without_setid(mode, is_member(caller, st.st_gid))
+    mode = S_IMODE(objects.stat(fd, name).st_mode)
+    kept = without_setid(mode, in_group)
     if kept != mode:
         objects.chmod(fd, name, kept)
     return kept != mode
+
+
+def clear_setid(file: File, caller: Caller, gids: Mapping) -> bool:
+    """What a change of the data by this caller does to setuid and setgid, as file_remove_privs() in the kernel; whether
+    it did."""
+    st = file.stat()
+    if not st.st_mode & (S_ISUID | S_ISGID) or is_capable(caller, CAP_FSETID):
+        return False
+    return _drop_setid(file, is_member(caller, gids.shown(st.st_gid)))

@@ -65,8 +65,8 @@ class FileSystem:
         data_layers = [branch.root for branch in data_branches]
         self.lookup = Lookup(self.table, data_layers, origins, index, settings.follow_redirects)
         self.copier = Copier(self.table, upper, work, origins, index, settings.metacopy)
-        self.lookup.settle = self.copier.settle
-        self.files = OpenFiles(self.copier, writeback=settings.writeback, sync=settings.sync)
+        self.lookup.settle = self.copier.links.settle
+        self.files = OpenFiles(self.copier, settings.owners.gids, writeback=settings.writeback, sync=settings.sync)
         self.listings = Listings(self.lookup)
         self.attributes = Attributes(self.copier, settings.xattr_prefix, settings.owners)
         identity = Identity(switch=settings.switch_ids, owners=settings.owners)

@@ -29,12 +29,12 @@ class Remove:
         node = self._file(parent, name)
         if not node.in_upper:
             self.may_lose(parent, name)
-        if self._copier.must_index(node):
+        if self._copier.links.must_index(node):
             await self._copier.data(node)
             node = self._file(parent, name)
         self._table.make_primary(node, parent, name)
-        self._copier.name_in_upper(node, parent, name)
-        self._copier.before_links_change(node)
+        self._copier.links.name_in_upper(node, parent, name)
+        self._copier.links.before_change(node)
         if node.in_upper:
             into = parent.layers[0]
             keep_open(node)
@@ -45,7 +45,7 @@ class Remove:
         else:
             work.whiteout(self._copier.directory(parent), name)
             node.hidden_links += 1
-        self._copier.after_unlink(node)
+        self._copier.links.after_unlink(node)
         self._dropped(node)
 
     def _file(self, parent: Directory, name: bytes) -> File:

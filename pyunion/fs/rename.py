@@ -110,14 +110,14 @@ class Rename:
     async def _bring_up(self, parent: Directory, name: bytes, moves: bool) -> None:
         """What moves must be in upper, and so must what is replaced if its other names depend on it."""
         entry = self._lookup.child(parent, name)
-        if entry is not None and isinstance(entry[0], File) and (moves or self._copier.must_index(entry[0])):
+        if entry is not None and isinstance(entry[0], File) and (moves or self._copier.links.must_index(entry[0])):
             await self._copier.data(entry[0])
 
     def _name(self, node: Node, parent: Directory, name: bytes) -> None:
         """Let this name of the node be the one that changes."""
         if isinstance(node, File):
             self._table.make_primary(node, parent, name)
-            self._copier.name_in_upper(node, parent, name)
+            self._copier.links.name_in_upper(node, parent, name)
 
     # -- marks ------------------------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class Rename:
             if isinstance(target, File):
                 if not target.in_upper:
                     target.hidden_links += 1
-                self._copier.after_unlink(target)
+                self._copier.links.after_unlink(target)
             self._table.drop_name(target)
             self._table.release(target)
         self._table.move(source, new_parent, new_name)
@@ -185,7 +185,7 @@ class Rename:
     def _make_way(self, target: Node) -> None:
         """Prepare what is in upper under the new name for being replaced while somebody may still use it."""
         if isinstance(target, File):
-            self._copier.before_links_change(target)
+            self._copier.links.before_change(target)
             if target.in_upper:
                 keep_open(target)
         elif isinstance(target, Directory) and target.in_upper:

@@ -59,6 +59,28 @@ def test_a_copy_up_that_does_not_fit_leaves_the_lower_file_visible(union: Union)
         # and unmounting finds nothing left in the work directory
 
 
+def test_a_copy_up_that_cannot_get_its_name_leaves_all_as_it_was(union: Union) -> None:
+    """An immutable directory in upper takes no names: neither a copy nor a link of one."""
+    for name in ("d/one", "d/f"):
+        write(union.low / name, "text")
+    os.link(union.low / "d/one", union.low / "d/two")
+    (union.top / "d").mkdir()
+    union.compare_with_kernel = False  # which without the index does not know that two names are one file
+    union.mount("index=on")
+    run("chattr", "+i", union.top / "d")
+    try:
+        for name in ("d/one", "d/two", "d/f"):
+            assert outcome(append, union.at / name, "x") == "EPERM"
+            assert outcome(os.chmod, union.at / name, 0o600) == "EPERM"
+        assert (tree(union.top), tree(union.work / "work")) == (["d/"], [])
+    finally:
+        run("chattr", "-i", union.top / "d")
+    for name in ("d/one", "d/f"):
+        append(union.at / name, "x")
+    assert [(union.at / name).read_text() for name in ("d/one", "d/two", "d/f")] == ["textx"] * 3
+    assert (union.at / "d/one").stat().st_nlink == 2
+
+
 def test_statfs_is_that_of_upper(union: Union) -> None:
     with upper_on(union, "tmpfs", "size=64m") as upper:
         union.mount()

@@ -192,6 +192,25 @@ def test_metadata_only_copies_of_the_kernel_show_the_lower_data(union: Union) ->
     assert (union.top / "h").read_text() == "more and more"
 
 
+def test_a_file_of_two_names_stays_one_with_metadata_only_copies(union: Union) -> None:
+    write(union.low / "one", "precious")
+    os.link(union.low / "one", union.low / "two")
+    union.compare_with_kernel = False  # without the index it counts the links of upper
+    union.mount("metacopy=on", "index=on")
+    (union.at / "one").chmod(0o600)
+    assert mark(union.top / "one", "metacopy") is not None
+    assert [(union.at / name).stat().st_mode & 0o777 for name in ("one", "two")] == [0o600] * 2
+    union.remount()
+    assert [(union.at / name).read_text() for name in ("two", "one")] == ["precious"] * 2
+    (union.at / "one").rename(union.at / "three")
+    (union.at / "two").unlink()
+    union.remount()
+    assert (union.at / "three").read_text() == "precious"
+    append(union.at / "three", " data")
+    union.remount()
+    assert (union.at / "three").read_text() == "precious data"
+
+
 def test_metadata_only_copies_are_read_without_the_option(pyunion: Union) -> None:
     write(pyunion.low / "f", "precious")
     with kernel_overlay(pyunion, "metacopy=on") as at:
