@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import trio
 
+from pyunion import board
 from pyunion.branch import opening, syscalls
 from pyunion.branch.copyup import Terms
 from pyunion.branch.dirs import Branch, DirCache
@@ -43,6 +44,7 @@ def serve(
     os.umask(0)  # modes come from the callers
     limit = _raise_descriptor_limit()
     with ExitStack() as stack:
+        stack.callback(os.close, board.publish(config))
         cache = DirCache(min(limit // 4, _MOST_CACHED_DIRS))
         fs = _build(config, cache, stack)
         stack.callback(fs.files.close_all)

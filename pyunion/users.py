@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pyunion import mountinfo
+from pyunion import board, mountinfo
 from pyunion.mountinfo import Mounted
 
 
@@ -57,10 +57,9 @@ def _serves(pid: int, fd: bytes, connection: int, point: bytes) -> bool:
     number = _fdinfo(pid, fd, b"fuse_connection:")
     if number is not None:
         return number == connection
-    # Before Linux 6.4 the kernel does not tell. The mount point is the last word of our command line, and may be
-    # relative to a directory that the daemon has left.
-    words = _read(pid, b"cmdline").rstrip(b"\0").split(b"\0")
-    return b"mount" in words and os.path.basename(words[-1].rstrip(b"/")) == os.path.basename(point)
+    # Before Linux 6.4 the kernel does not tell, but our daemons do.
+    said = board.read(pid)
+    return said is not None and said["mountpoint"] == os.fsdecode(point)
 
 
 def _held(pid: int, mount: Mounted) -> bytes | None:
