@@ -56,6 +56,8 @@ class Options:
     switches: dict[str, bool] = field(default_factory=dict)  # fields of MountConfig
     flags: dict[str, str] = field(default_factory=dict)  # subject -> mount flag
     notes: list[str] = field(default_factory=list)
+    remount: bool = False  # change the mount that is there
+    sloppy: bool = False  # what is unknown is passed over and noted
 
 
 # An option, as it is written, and the fields of MountConfig that it sets.
@@ -71,10 +73,16 @@ _SWITCHES: dict[bytes, dict[str, bool]] = {
     b"volatile": {"volatile": True},
     b"userxattr": {"userxattr": True},
     b"aufs": {"aufs": True},
+    b"noaufs": {"aufs": False},
     b"index=on": {"index": True},
     b"index=off": {"index": False},
     b"writeback": {"writeback": True},
     b"nowriteback": {"writeback": False},
+    # as fuse-overlayfs says them
+    b"writeback=1": {"writeback": True},
+    b"writeback=0": {"writeback": False},
+    b"fsync=1": {"volatile": False},
+    b"fsync=0": {"volatile": True},
 }
 
 # A mount flag, what it is about, and how libfuse calls it; the empty name stands for the kernel's default.
@@ -86,6 +94,8 @@ _FLAGS: dict[bytes, tuple[str, str]] = {
     b"exec": ("exec", ""),
     b"noexec": ("exec", "noexec"),
     b"atime": ("atime", ""),
+    b"relatime": ("atime", ""),
+    b"strictatime": ("atime", ""),
     b"noatime": ("atime", "noatime"),
     b"sync": ("sync", "sync"),
     b"async": ("sync", ""),
@@ -94,11 +104,26 @@ _FLAGS: dict[bytes, tuple[str, str]] = {
 
 # Accepted, as tools and fstab lines say them, and true of every pyunion mount or without a meaning for it.
 _NOTHING_TO_DO = frozenset(
-    b"relatime norelatime strictatime nostrictatime lazytime nolazytime diratime nodiratime silent loud "
+    b"norelatime nostrictatime lazytime nolazytime diratime nodiratime silent loud nomand noiversion private rprivate "
     b"allow_other default_permissions xino=on xino=off xino=auto nfs_export=off verity=off uuid=on "
-    b"uuid=off uuid=auto uuid=null _netdev nofail auto noauto user nouser users owner group defaults".split()
+    b"uuid=off uuid=auto uuid=null _netdev nofail auto noauto user nouser users owner group defaults "
+    b"xattr_permissions=0 noxattrs=0".split()
 )
-_NOTHING_TO_DO_WITH_VALUE = re.compile(rb"(x-|X-|comment=)")
+# The second line is how fuse-overlayfs is tuned; the third what the kernel reports of each FUSE mount, and mount(8)
+# hands back for a remount.
+_NOTHING_TO_DO_WITH_VALUE = re.compile(
+    rb"(x-|X-|comment=|"
+    rb"(clone_fd|fast_ino|max_idle_threads|max_threads|static_nlink|threaded|timeout)(=|$)|"
+    rb"(user_id|group_id|max_read)=)"
+)
+
+# What fuse-overlayfs has and we have not; passing over these would show other files than were asked for.
+_OF_FUSE_OVERLAYFS = {
+    b"xattr_permissions": "owners and modes are those of the files; in storage.conf drop force_mask",
+    b"noxattrs": "extended attributes are always shown",
+    b"noacl": "access control lists always count",
+    b"plugins": "layers are directories that are there when it is mounted",
+}
 
 # Its value has commas of its own, and is then written in quotes.
 _SELINUX = re.compile(rb'(?:^|(?<=,))((?:fs|def|root)?context=(?:"[^"]*"|[^",]*))(?:,|$)')
@@ -150,6 +175,8 @@ def make_config(
 
     `lowers` are lists as --lower takes them. `privileged`: whether the mount may have set-uid programs and devices.
     """
+    if re.search(r"[\\,]", options.fsname):  # libfuse would take them for an escape and the next option
+        raise _usage(f"the source '{options.fsname}' (fsname=) must have neither commas nor backslashes")
     layers: list[bytes] = []
     data_only = options.data_only
     for text in lowers:
@@ -192,7 +219,9 @@ def _check_combination(config: MountConfig) -> None:
 
 
 def _parse_option(option: bytes, options: Options) -> None:
-    if option in _SWITCHES:
+    if option == b"remount":
+        options.remount = True
+    elif option in _SWITCHES:
         options.switches.update(_SWITCHES[option])
     elif option in _FLAGS:
         subject, flag = _FLAGS[option]
@@ -220,9 +249,13 @@ def _parse_value(option: bytes, options: Options) -> None:
         options.work = _unescape(value)
     elif key == b"fsname":
         options.fsname = os.fsdecode(value)
-        if "\\" in options.fsname:  # libfuse would take it for the beginning of an escape
-            raise _usage("the value of fsname= must have neither commas nor backslashes")
-    elif not _parse_ids(key, value, options):
+    elif key in _OF_FUSE_OVERLAYFS:
+        raise _usage(f"the option {os.fsdecode(key)} of fuse-overlayfs cannot be had: {_OF_FUSE_OVERLAYFS[key]}")
+    elif _parse_ids(key, value, options):
+        pass
+    elif options.sloppy:
+        options.notes.append(f"unknown option passed over: {os.fsdecode(option)}")
+    else:
         raise _usage(f"unknown option '{os.fsdecode(option)}' in -o; `pyunion mount --help` lists those that exist")
 
 
@@ -244,11 +277,14 @@ def _parse_ids(key: bytes, value: bytes, options: Options) -> bool:
 
 
 def _ranges(key: bytes, value: bytes) -> tuple[Range, ...]:
-    """SHOWN:STORED:COUNT, and more of them after further colons."""
-    numbers = [_id(key, number) for number in value.split(b":")]
+    """STORED:SHOWN:COUNT, and more of them after further colons; podman begins with a colon."""
+    numbers = [_id(key, number) for number in value.removeprefix(b":").split(b":")]
     if len(numbers) % 3:
-        raise _usage(f"{os.fsdecode(key)}= takes SHOWN:STORED:COUNT, and as many more of these as there are ranges")
-    return tuple(Range(*numbers[at : at + 3]) for at in range(0, len(numbers), 3))
+        raise _usage(f"{os.fsdecode(key)}= takes STORED:SHOWN:COUNT, and as many more of these as there are ranges")
+    return tuple(
+        Range(shown, stored, count)
+        for stored, shown, count in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
+    )
 
 
 def _id(key: bytes, text: bytes) -> int:

@@ -116,7 +116,10 @@ def test_mount_flags() -> None:
         b"",
         b",,",
         b"defaults,_netdev,nofail,noauto,user,users,x-systemd.automount,x-a=b,comment=c d",
-        b"relatime,strictatime,allow_other,default_permissions,xino=auto",
+        b"relatime,strictatime,allow_other,default_permissions,xino=auto,private",
+        b"fast_ino=1,static_nlink,threaded=1,clone_fd,max_threads=4,max_idle_threads=2,timeout=1.5",
+        b"xattr_permissions=0,noxattrs=0,fsync=1,writeback=1,noaufs",
+        b"user_id=0,group_id=0,max_read=131072",
     ],
 )
 def test_what_means_nothing_changes_nothing(text: bytes) -> None:
@@ -132,9 +135,48 @@ def test_what_is_passed_over_is_noted(text: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"frob", b"ro=1", b"redirect_dir", b"lowerdir", b"upperdir=", b"xino=maybe", b"fsname=a\\,b"]
+    "text", [b"frob", b"ro=1", b"redirect_dir", b"lowerdir", b"upperdir=", b"xino=maybe"]
 )
 def test_what_is_unknown_is_refused_by_name(text: bytes) -> None:
     with pytest.raises(PyunionError, match=re.escape(text.partition(b"=")[0].decode())) as caught:
         parse_options(b"ro," + text)
     assert caught.value.exit_code == ExitCode.USAGE
+
+
+def test_the_source_is_no_list_of_options() -> None:
+    with pytest.raises(PyunionError, match="neither commas nor backslashes") as caught:
+        _config(b"fsname=a\\,b")
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+def test_a_sloppy_list_notes_what_is_unknown() -> None:
+    options = parse_options(b"frob=1,ro,xino=maybe", Options(sloppy=True))
+    assert [note.rpartition(" ")[2] for note in options.notes] == ["frob=1", "xino=maybe"]
+    with pytest.raises(PyunionError):  # known, but not to be had
+        parse_options(b"noacl", Options(sloppy=True))
+
+
+@pytest.mark.parametrize("text", [b"xattr_permissions=2", b"noxattrs=1", b"noacl", b"plugins=/usr/lib/x.so"])
+def test_what_only_fuse_overlayfs_can_do_is_refused(text: bytes) -> None:
+    with pytest.raises(PyunionError, match="of fuse-overlayfs cannot be had") as caught:
+        _config(text)
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+def test_fsync_is_volatile_the_other_way_round() -> None:
+    assert _config(b"fsync=0").volatile
+    assert not _config(b"volatile,fsync=1").volatile
+    assert not _config(b"writeback=0").writeback
+
+
+@pytest.mark.parametrize("text", [b"0:100000:2000:5000:9000:1", b":0:100000:2000:5000:9000:1"])
+def test_mappings_as_podman_says_them(text: bytes) -> None:
+    """What the image has stored as 0 is shown as 100000."""
+    uids = _config(b"uidmapping=" + text).owners.uids
+    assert (uids.shown(0), uids.stored(101999), uids.shown(5000)) == (100000, 1999, 9000)
+
+
+@pytest.mark.parametrize("text", [b"", b"0:1", b"0:1:x", b"::0:1:2", b"0:1:4294967296"])
+def test_mappings_that_are_none(text: bytes) -> None:
+    with pytest.raises(PyunionError, match="uidmapping="):
+        _config(b"uidmapping=" + text)
