@@ -1,7 +1,7 @@
 """The command line: which commands and switches there are, and how a failure is told.
 
-Owns argparse and the exit status. Every command is a module of pyunion.commands, imported when it is called, so that
-`--help` and refusals cost no import of trio, pyfuse3 or rich.
+Owns argparse, the exit status, and that mount(8) and podman need not name a command. Every command is a module of
+pyunion.commands, imported when it is called, so that `--help` and refusals cost no import of trio, pyfuse3 or rich.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 from pyunion import __version__
@@ -25,12 +26,17 @@ options of -o, comma separated (\\, and \\: stand for the characters in a path):
   index=on|off                        names of a hard-linked lower file stay one file (the default where it works)
   volatile                            no fsync of the branches: fast, and lost in a crash
   userxattr                           marks in user.overlay.* instead of trusted.overlay.*
-  aufs                                honour .wh. marks in lower branches
+  aufs, noaufs                        honour .wh. marks in lower branches, or not (the default, but for podman)
   writeback, nowriteback              let the kernel collect writes (the default), or not
-  fsname=NAME                         the source that mount(8) shows
+  uidmapping=STORED:SHOWN:COUNT       and gidmapping=, squash_to_uid=, squash_to_gid=, squash_to_root: owners
+  fsname=NAME                         the source that mount(8) shows, as SRC
   suid, dev, exec, atime, sync and their opposites, as for every mount
-What fstab and container tools add (x-*, _netdev, nofail, defaults, xino=..., context=...) is accepted.
+  remount                             give the mount that is there other ones of these, or ro and rw
+What fstab and container tools add (x-*, _netdev, nofail, defaults, xino=..., context=...) is accepted, and so is what
+tunes fuse-overlayfs (fast_ino, max_threads, ...); fsync=0 is volatile.
 """
+_VERSION = f"pyunion {__version__}"
+_HELPER = ("mount", "--helper")
 _EXIT_CODES = "exit status: " + ", ".join(f"{code.value} {code.name.lower()}" for code in ExitCode)
 
 
@@ -41,8 +47,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the return value is the exit status."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser().parse_args(_with_command(words))
         command = importlib.import_module(f"pyunion.commands.{arguments.command}")
         status = int(command.run(arguments))
         sys.stdout.flush()
@@ -58,6 +65,17 @@ def main(argv: list[str] | None = None) -> int:
         return ExitCode.FAILURE
 
 
+def mount_helper() -> int:
+    """The programs mount.pyunion and mount.fuse.pyunion, which mount(8) runs for a type, and podman for a container."""
+    return main([*_HELPER, *sys.argv[1:]])
+
+
+def _with_command(words: list[str]) -> list[str]:
+    """mount(8) without a helper, and podman that was given `pyunion` itself, say `pyunion [SRC] MNT -o OPTIONS`."""
+    named = bool(words) and words[0] in _COMMANDS
+    return words if named or not any(word.startswith("-o") for word in words) else [*_HELPER, *words]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pyunion",
@@ -65,12 +83,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"pyunion {__version__}")
+    parser.add_argument("--version", action="version", version=_VERSION)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_mount(commands)
-    _add_umount(commands)
-    _add_info(commands)
-    _add_demo(commands)
+    for add in _COMMANDS.values():
+        add(commands)
     return parser
 
 
@@ -83,6 +99,7 @@ def _add_mount(commands: argparse._SubParsersAction[_Parser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    mount.add_argument("source", nargs="?", metavar="SRC", help="a name that mount(8) shows and fstab has; any will do")
     mount.add_argument("mountpoint", metavar="MNT", help="the directory on which the union appears")
     mount.add_argument(
         "--lower",
@@ -104,6 +121,16 @@ def _add_mount(commands: argparse._SubParsersAction[_Parser]) -> None:
     mount.add_argument("--foreground", action="store_true", help="stay; so does a service that sets NOTIFY_SOCKET")
     mount.add_argument("--log-file", metavar="FILE", help="log there instead of to stderr or the system's log")
     mount.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    helper = mount.add_argument_group("as mount(8) and podman call it", "Without an effect: -n, -t TYPE and -v.")
+    helper.add_argument(
+        "--helper", action="store_true", help="never stay by NOTIFY_SOCKET; and -o aufs, if there is no SRC (podman)"
+    )
+    helper.add_argument("-s", dest="sloppy", action="store_true", help="pass over unknown options of -o")
+    helper.add_argument("-f", dest="fake", action="store_true", help="check everything, and do not mount")
+    helper.add_argument("-N", dest="namespace", metavar="NAMESPACE", help="refused: enter the namespace first")
+    helper.add_argument("-V", "--version", action="version", version=_VERSION)
+    for switch, action in {"-n": "store_true", "-v": "store_true", "-t": "store"}.items():
+        helper.add_argument(switch, dest="ignored", action=action, help=argparse.SUPPRESS)
 
 
 def _add_umount(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -133,3 +160,11 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
         "demo", help="make three small branches, mount them, and show what happens where", allow_abbrev=False
     )
     demo.add_argument("--keep", action="store_true", help="leave it mounted")
+
+
+_COMMANDS: dict[str, Callable[[argparse._SubParsersAction[_Parser]], None]] = {
+    "mount": _add_mount,
+    "umount": _add_umount,
+    "info": _add_info,
+    "demo": _add_demo,
+}

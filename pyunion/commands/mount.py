@@ -1,7 +1,8 @@
 """`pyunion mount`: from the arguments to a running daemon.
 
-Owns the order: parse, check, leave for the background, serve. What an option means is pyunion.config, what is refused
-is pyunion.preflight, and what a mount is made of is pyunion.daemon.
+Owns the order: parse, check, leave for the background, serve; and what mount(8) and podman mean by the arguments of a
+mount helper. What an option means is pyunion.config, what is refused is pyunion.preflight, and what a mount is made of
+is pyunion.daemon.
 """
 
 from __future__ import annotations
@@ -12,27 +13,49 @@ from argparse import Namespace
 from collections.abc import Callable
 
 from pyunion import background, logs, notify, preflight
+from pyunion.commands import remount
 from pyunion.config import MountConfig, Options, make_config, parse_options
 from pyunion.errors import ExitCode, PyunionError, printable
 
+_READY, _STOPPING = "READY=1", "STOPPING=1"
+
 
 def run(arguments: Namespace) -> int:
-    config = preflight.prepare(_config(arguments))
+    if arguments.namespace is not None:
+        raise PyunionError(
+            "-N is not supported: to mount in another mount namespace, run nsenter --mount=NAMESPACE mount ...",
+            ExitCode.USAGE,
+        )
+    options = _options(arguments)
+    if options.remount:
+        if arguments.lower or arguments.upper or arguments.work:
+            raise PyunionError("a remount changes no branches; leave out --lower, --upper and --work", ExitCode.USAGE)
+        return remount.run(options, os.fsencode(arguments.mountpoint), dry=arguments.fake)
+    config = preflight.prepare(_config(arguments, options))
     for note in config.notes:
         print(f"pyunion: {printable(note)}", file=sys.stderr)
+    if arguments.fake:
+        return ExitCode.OK
     if config.foreground:
-        _serve(config, lambda: _tell_service_manager("READY=1", config))
+        _serve(config, lambda state: _tell_service_manager(state, config))
     else:
-        background.run(lambda ready: _serve(config, ready))
+        background.run(lambda ready: _serve(config, lambda state: ready() if state == _READY else None))
     return ExitCode.OK
 
 
-def _config(arguments: Namespace) -> MountConfig:
-    options = Options()
+def _options(arguments: Namespace) -> Options:
+    options = Options(fsname=arguments.source or Options().fsname, sloppy=arguments.sloppy)
+    if arguments.helper and arguments.source is None:
+        # podman, which unpacks its images with such marks as soon as it has a mount program, and does not say so
+        options.switches["aufs"] = True
     for text in arguments.options:
         parse_options(os.fsencode(text), options)
     for text in _switches(arguments):  # they come last, and so win over -o
         parse_options(text, options)
+    return options
+
+
+def _config(arguments: Namespace, options: Options) -> MountConfig:
     log_file = arguments.log_file
     return make_config(
         options,
@@ -41,7 +64,7 @@ def _config(arguments: Namespace) -> MountConfig:
         work=_encoded(arguments.work),
         mountpoint=os.fsencode(arguments.mountpoint),
         privileged=os.geteuid() == 0,
-        foreground=arguments.foreground or notify.wanted(),
+        foreground=arguments.foreground or (notify.wanted() and not arguments.helper),
         log_level=arguments.log_level,
         log_file=None if log_file is None else os.path.abspath(os.fsencode(log_file)),
     )
@@ -68,15 +91,15 @@ def _encoded(text: str | None) -> bytes | None:
     return None if text is None else os.fsencode(text)
 
 
-def _serve(config: MountConfig, ready: Callable[[], None]) -> None:
+def _serve(config: MountConfig, tell: Callable[[str], None]) -> None:
     logs.start(config)
     try:
         from pyunion import daemon
     except ImportError as error:
         raise PyunionError(f"{error}; run scripts/pyunion, which installs what is missing", ExitCode.FAILURE) from error
-    daemon.serve(config, ready, lambda: _tell_service_manager("STOPPING=1", config))
+    daemon.serve(config, lambda: tell(_READY), lambda: tell(_STOPPING))
 
 
 def _tell_service_manager(state: str, config: MountConfig) -> None:
-    word = "mounted on" if state == "READY=1" else "unmounting"
+    word = "mounted on" if state == _READY else "unmounting"
     notify.send(state, f"STATUS={word} {printable(os.fsdecode(config.mountpoint))}")

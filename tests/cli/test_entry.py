@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from pyunion import __version__
 from pyunion.errors import ExitCode
 from tests.cli.command import clean_environment, pyunion
@@ -40,3 +42,24 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     with process.stderr:
         assert process.stderr.read() == b""
     assert process.wait() == ExitCode.FAILURE
+
+
+@pytest.mark.parametrize("source", ["layers", "mount", "info"])
+def test_a_mount_helper_takes_any_source(source: str) -> None:
+    """The console scripts mount.pyunion and mount.fuse.pyunion: a source may have the name of a command."""
+    script = "import sys; from pyunion.cli import mount_helper; sys.exit(mount_helper())"
+    done = subprocess.run(
+        [sys.executable, "-c", script, source, "/", "-o", "lowerdir=/nope"],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == ExitCode.BRANCH
+    assert done.stderr == "pyunion: lower branch /nope does not exist; create it or correct the path\n"
+
+
+@pytest.mark.parametrize("words", [["layers", "/", "-o", "lowerdir=/nope"], ["-olowerdir=/nope", "/"]])
+def test_without_a_command_options_mean_mount(words: list[str]) -> None:
+    done = pyunion(*words)
+    assert done.returncode == ExitCode.BRANCH
+    assert done.stderr == "pyunion: lower branch /nope does not exist; create it or correct the path\n"
