@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.harness.mounts import mounted
+from tests.harness.mounts import PATIENCE, mounted
 
 _PREFIX = f"pyunion-test-{os.getpid()}-"
 
@@ -45,6 +46,18 @@ def leaked() -> list[str]:
                 said = command.replace(b"\0", b" ").decode(errors="replace")
                 found.append(f"still running: pid {process.name}: {said}")
     return found
+
+
+def await_end(pid: int) -> bool:
+    """Whether a process, which need not be a child of ours, ends by itself."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([fd], [], [], PATIENCE)[0])
+    finally:
+        os.close(fd)
 
 
 def clear_leaks() -> None:

@@ -47,8 +47,12 @@ class Mounted(NamedTuple):
 
 def mounted() -> list[Mounted]:
     """All mounts of this mount namespace."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+
+
+def parse_mountinfo(text: bytes) -> list[Mounted]:
     found = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in text.splitlines():
         fields = line.split(b" ")
         after = fields.index(b"-")
         found.append(Mounted(_unescape(fields[4]), fields[after + 1].decode(), _unescape(fields[after + 2])))

@@ -1,25 +1,21 @@
 """pyunion as an ordinary user runs it: by fusermount3, and as root of a user namespace of the user's own.
 
 Each scenario is a script that runs as that user in a mount namespace where /dev/fuse is open to all, as it is on most
-machines. The program runs from a copy, since a checkout may lie where other users cannot go.
+machines. The program runs from a copy.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.harness.files import write
-from tests.harness.mounts import REPOSITORY
+from tests.harness.program import copy_program
 
 USER = 1  # "daemon": fusermount3 wants a user with a name
-_NEEDED = ("pyfuse3", "trio", "outcome", "sniffio", "sortedcontainers", "attr", "attrs", "idna")
 
 # the namespace that all share: a private /dev/fuse for everybody
 _PREPARE = """
@@ -35,16 +31,7 @@ _WRAPPERS = {"fusermount3": "", "user namespace": "unshare --user --map-root-use
 def place(scratch: Path) -> Path:
     """The scratch directory with branches that belong to the user, and a copy of the program beside them."""
     scratch.chmod(0o755)
-    shutil.copytree(REPOSITORY / "pyunion", scratch / "program/pyunion")
-    for name in _NEEDED:
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        assert spec.origin is not None
-        source = Path(spec.origin)
-        if source.name == "__init__.py" or source.parent.name == name:
-            shutil.copytree(source.parent, scratch / "program" / name)
-        else:
-            shutil.copy(source, scratch / "program")
+    (scratch / "pyunion").write_text(copy_program(scratch / "program"))
     for name in ("lower", "upper", "work", "mnt"):
         (scratch / name).mkdir()
     write(scratch / "lower/file", "lower\n")
@@ -57,9 +44,7 @@ def place(scratch: Path) -> Path:
 
 
 def as_user(place: Path, way: str, script: str) -> str:
-    program = f"{os.path.realpath(sys.executable)} -P -m pyunion" if sys.version_info >= (3, 11) else (
-        f"{os.path.realpath(sys.executable)} -m pyunion"
-    )
+    program = (place / "pyunion").read_text()
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c",
          _PREPARE.format(user=USER, wrapper=_WRAPPERS[way])],
