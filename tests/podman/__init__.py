@@ -1,0 +1,1 @@
+"""podman and buildah, the real programs, with pyunion as the mount program of their storage."""

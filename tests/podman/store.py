@@ -1,0 +1,210 @@
+"""A container storage of its own, and what is in the images of it.
+
+Knows podman and buildah by their command lines and a mount program by its path. Nothing of the machine's own containers
+is touched: the storage, its state and all configuration are in one directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.harness.leaks import await_end
+from tests.harness.mounts import PATIENCE, REPOSITORY, mounted
+
+PROGRAMS = {"pyunion": REPOSITORY / "scripts/pyunion", "fuse-overlayfs": Path("/usr/bin/fuse-overlayfs")}
+
+# podman's own defaults need what a container on a test machine often has not: systemd, high limits, a network.
+_CONTAINERS_CONF = """\
+[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=1000:1000"]
+netns = "none"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+runtime = "runc"
+tmp_dir = "{home}/tmp"
+"""
+_STORAGE_CONF = """\
+[storage]
+driver = "overlay"
+graphroot = "{home}/root"
+runroot = "{home}/run"
+[storage.options.overlay]
+mount_program = "{program}"
+mountopt = "{options}"
+"""
+_POLICY = {"default": [{"type": "insecureAcceptAnything"}]}
+
+
+class Member(NamedTuple):
+    """An entry of a layer, all but its times, which are those of the run."""
+
+    kind: bytes
+    mode: int
+    owner: tuple[int, int]
+    link: str
+    device: tuple[int, int]
+    content: str
+    xattrs: tuple[tuple[str, str], ...]
+
+
+class Store:
+    """podman and buildah on one storage, whose containers are mounted by one program."""
+
+    def __init__(self, home: Path, program: Path) -> None:
+        self.home = home
+        home.mkdir()
+        (home / "containers.conf").write_text(_CONTAINERS_CONF.format(home=home))
+        self._program = program
+        self.set_mount_options("nodev,metacopy=on")
+        (home / "policy.json").write_text(json.dumps(_POLICY))
+        self._environment = {
+            "CONTAINERS_CONF": str(home / "containers.conf"),
+            "CONTAINERS_STORAGE_CONF": str(home / "storage.conf"),
+            "HOME": str(home),
+            "LC_ALL": "C",
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        }
+
+    def set_mount_options(self, options: str) -> None:
+        storage = _STORAGE_CONF.format(home=self.home, program=self._program, options=options)
+        (self.home / "storage.conf").write_text(storage)
+
+    def start(self, *command: str | Path, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            list(map(str, command)),
+            cwd=self.home,
+            env=self._environment | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def _run(self, *command: str | Path, **environment: str) -> str:
+        with self.start(*command, **environment) as process:
+            out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, f"{' '.join(map(str, command))}: status {process.returncode}\n{err}"
+        return out.strip()
+
+    def podman(self, *arguments: str | Path, **environment: str) -> str:
+        """Run podman; returns what it prints."""
+        return self._run("podman", *arguments, **environment)
+
+    def buildah(self, *arguments: str | Path) -> str:
+        return self._run("buildah", *arguments)
+
+    def base(self) -> None:
+        """Import the image `base`, made from the static busybox: programs, and something of each kind to change."""
+        archive = self.home / "base.tar"
+        _write_base(archive)
+        self.podman("import", "--quiet", archive, "base")
+
+    def shell(self, script: str, *options: str, image: str = "base") -> str:
+        """Run a shell script in a new container."""
+        return self.podman("run", *options, image, "sh", "-ec", script)
+
+    def layers(self, image: str) -> list[dict[str, Member]]:
+        """What the layers of an image hold, the lowest first."""
+        folder = self.home / "saved"
+        self.podman("save", "--quiet", "--format", "docker-dir", "--output", folder, image)
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            digests = [layer["digest"].removeprefix("sha256:") for layer in manifest["layers"]]
+            return [_members(folder / digest) for digest in digests]
+        finally:
+            shutil.rmtree(folder)
+
+    def mounts(self) -> list[Path]:
+        """The unions that are mounted for this storage."""
+        points = [Path(os.fsdecode(mount.point)) for mount in mounted() if mount.fstype.startswith("fuse.")]
+        return [point for point in points if point.is_relative_to(self.home)]
+
+    def daemons(self) -> list[int]:
+        """The processes that have this storage in their command line, other than podman's own."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_bytes()
+                if os.fsencode(self.home / "root") in words and b"lowerdir=" in words:
+                    found.append(int(process.name))
+        return found
+
+    def assert_nothing_left(self) -> None:
+        """No union is mounted, and each daemon ends. A lazy umount returns before its daemon has ended."""
+        assert self.mounts() == []
+        self.await_daemons()
+
+    def await_daemons(self) -> None:
+        for pid in self.daemons():
+            assert await_end(pid), f"the daemon {pid} has outlived its mount"
+
+    def close(self) -> None:
+        """Remove everything, whatever state a failed test has left it in."""
+        for point in self.mounts():
+            subprocess.run(["umount", "--lazy", point], capture_output=True)
+        with contextlib.suppress(AssertionError):
+            self.podman("system", "reset", "--force")
+        for mount in reversed(mounted()):
+            if mount.point.startswith(os.fsencode(self.home) + b"/"):
+                subprocess.run(["umount", "--lazy", mount.point], capture_output=True)
+
+
+def _write_base(path: Path) -> None:
+    busybox = Path("/bin/busybox").resolve()
+    with tarfile.open(path, "w") as archive:
+        for folder in ("bin", "etc", "data", "data/deep", "data/deep/er", "old", "tmp"):
+            _add(archive, folder, type=tarfile.DIRTYPE, mode=0o1777 if folder == "tmp" else 0o755)
+        archive.add(busybox, "bin/busybox")
+        listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
+        for name in sorted(set(listed) - {"busybox"}):
+            _add(archive, f"bin/{name}", type=tarfile.SYMTYPE, linkname="busybox")
+        for name in ("etc/passwd", "etc/motd", "data/one", "data/deep/two", "data/deep/er/three", "old/file"):
+            _add(archive, name, f"{name} of base\n".encode())
+        _add(archive, "data/suid", b"suid\n", mode=0o4755)
+        _add(archive, "data/owned", b"owned\n", uid=7, gid=8)
+        _add(archive, "data/link", type=tarfile.LNKTYPE, linkname="data/one")
+        _add(archive, "data/pipe", type=tarfile.FIFOTYPE)
+        _add(archive, "data/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3)
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes = b"", mode: int = 0o644, **fields: object) -> None:
+    member = tarfile.TarInfo(name)
+    member.mode, member.mtime, member.size = mode, 1_600_000_000, len(content)
+    for field, value in fields.items():
+        setattr(member, field, value)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def _members(path: Path) -> dict[str, Member]:
+    with tarfile.open(path) as archive:
+        return dict(_read(archive))
+
+
+def _read(archive: tarfile.TarFile) -> Iterator[tuple[str, Member]]:
+    for entry in archive:
+        file = archive.extractfile(entry) if entry.isreg() else None
+        digest = hashlib.sha1(file.read(), usedforsecurity=False).hexdigest() if file else ""
+        xattrs = tuple(sorted((key, value) for key, value in entry.pax_headers.items() if key.startswith("SCHILY")))
+        yield (
+            entry.name.strip("/"),
+            Member(
+                entry.type,
+                entry.mode,
+                (entry.uid, entry.gid),
+                entry.linkname,
+                (entry.devmajor, entry.devminor),
+                digest,
+                xattrs,
+            ),
+        )
