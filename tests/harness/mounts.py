@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import ClassVar, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0  # seconds until a daemon that neither answers nor dies is a failure
+_TRIES, _RETRY_S = 20, 0.05
 _COMPLAINT = re.compile(r"\b(ERROR|CRITICAL)\b|Traceback|Exception ignored|Warning:")
 
 
@@ -84,11 +86,19 @@ class Mount(ABC):
         Mount.live.add(self)
 
     def stop(self) -> None:
-        """Unmount strictly: who keeps it busy has made a mistake, and is named."""
-        done = subprocess.run(["umount", self.point], capture_output=True, text=True)
-        if done.returncode:
-            users = ", ".join(users_of(self.point)) or "nobody"
-            raise AssertionError(f"{done.stderr.strip()}; in use by: {users}")
+        """Unmount strictly: who keeps it busy has made a mistake, and is named.
+
+        Whoever goes through the machine's mounts (df, findmnt, a container tool) holds each for a moment, and cannot
+        be waited for; so a mount that is busy without a user is tried again.
+        """
+        for tries_left in reversed(range(_TRIES)):
+            done = subprocess.run(["umount", self.point], capture_output=True, text=True)
+            if done.returncode == 0:
+                break
+            users = ", ".join(users_of(self.point))
+            if users or not tries_left:
+                raise AssertionError(f"{done.stderr.strip()}; in use by: {users or 'nobody'}")
+            time.sleep(_RETRY_S)
         Mount.live.discard(self)
         self._stopped()
 
