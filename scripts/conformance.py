@@ -1,0 +1,126 @@
+"""Runs public test suites on pyunion and beside it on the kernel's overlayfs, and compares.
+
+The suites are checkouts outside of this project, found by environment variables; one that is not there is named with
+its address. The exit status is 1 if pyunion fails a test that docs/known-failures.md does not name. Run as root by
+scripts/conformance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from suites import pjdfstest, unionmount
+from suites.suite import SIDES, Job, Outcomes, Suite
+
+KNOWN_FAILURES = Path(__file__).resolve().parents[1] / "docs/known-failures.md"
+SUITES = (unionmount.SUITE, pjdfstest.SUITE)
+# By suite, mode and side.
+Results = dict[str, dict[str, dict[str, Outcomes]]]
+
+
+def missing(suite: Suite) -> str:
+    """Why a suite cannot be run, in a sentence; empty if it can be."""
+    said = os.environ.get(suite.variable)
+    if not said:
+        return f"is not there: set {suite.variable} to a checkout of {suite.url}"
+    if not (Path(said) / suite.program).exists():
+        return f"cannot be used: {said} ({suite.variable}) has no {suite.program}; get and build {suite.url}"
+    return ""
+
+
+def run(suite: Suite, arguments: argparse.Namespace) -> dict[str, dict[str, Outcomes]]:
+    """All modes; the sides in turn, so that a mode's results are there together."""
+    results: dict[str, dict[str, Outcomes]] = {}
+    for mode in suite.modes[:1] if arguments.quick else suite.modes:
+        results[mode] = {}
+        for side in [arguments.only] if arguments.only else SIDES:
+            print(f"{suite.name}, {mode}, {side}", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory(prefix="conformance-") as base:
+                Path(base).chmod(0o755)  # the tests act as other users, too
+                checkout = Path(os.environ[suite.variable]).resolve()
+                job = Job(checkout, Path(base), side, mode, arguments.quick, arguments.minutes, arguments.test)
+                results[mode][side] = suite.run(job)
+    return results
+
+
+def failures(outcomes: Outcomes) -> list[str]:
+    return [name for name, why in outcomes.items() if why]
+
+
+def table(results: Results, not_there: dict[str, str]) -> str:
+    lines = [f"{'suite':12}{'mode':18}" + "".join(f"{side:>10}: ran    pass    fail" for side in SIDES)]
+    for suite, modes in results.items():
+        for mode, sides in modes.items():
+            line = f"{suite:12}{mode:18}"
+            for side in SIDES:
+                if side in sides:
+                    ran, failed = len(sides[side]), len(failures(sides[side]))
+                    line += f"{ran:15}{ran - failed:8}{failed:8}"
+                else:
+                    line += f"{'-':>15}{'-':>8}{'-':>8}"
+            lines.append(line)
+    return "\n".join(lines + [f"{suite:12}{why}" for suite, why in not_there.items()])
+
+
+def unknown(results: Results) -> list[str]:
+    """Pyunion's failures that the document does not name, each once."""
+    known = set(re.findall(r"[\w+=:./-]+", KNOWN_FAILURES.read_text()))
+    found = [name for modes in results.values() for sides in modes.values() for name in failures(sides["pyunion"])]
+    return sorted(set(found) - known)
+
+
+def only_pyunion(results: Results) -> list[str]:
+    """Its failures that the kernel does not have, a line each."""
+    return [
+        f"  {suite}, {mode}: {name}: {sides['pyunion'][name].splitlines()[0]}"
+        for suite, modes in results.items()
+        for mode, sides in modes.items()
+        for name in failures(sides["pyunion"])
+        if not sides.get("kernel", {}).get(name)
+    ]
+
+
+def report(results: Results, not_there: dict[str, str]) -> int:
+    """Print everything; the exit status."""
+    print(table(results, not_there))
+    if not any("pyunion" in sides for modes in results.values() for sides in modes.values()):
+        return 0
+    lines = only_pyunion(results)
+    print("Failures of pyunion that the kernel does not have:", *lines or ["  none"], sep="\n")
+    new = unknown(results)
+    if new:
+        print(f"{KNOWN_FAILURES.name} does not name:", *new)
+    return 1 if new else 0
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [suite.name for suite in SUITES]
+    parser.add_argument("--suite", action="append", choices=names, help="only this one (may be repeated)")
+    parser.add_argument("--only", choices=SIDES, help="only this side")
+    parser.add_argument("--quick", action="store_true", help="the first mode of each suite, and less of it")
+    parser.add_argument("--minutes", type=float, default=60, help="stop xfstests after so many, on each side")
+    parser.add_argument("--test", action="append", default=[], help="only this test of xfstests (may be repeated)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write every outcome there")
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    arguments = parse()
+    chosen = [suite for suite in SUITES if not arguments.suite or suite.name in arguments.suite]
+    not_there = {suite.name: why for suite in chosen if (why := missing(suite))}
+    results = {suite.name: run(suite, arguments) for suite in chosen if suite.name not in not_there}
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"results": results, "not there": not_there}, indent=1))
+    return report(results, not_there)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
