@@ -13,14 +13,15 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
-from suites import pjdfstest, unionmount
-from suites.suite import SIDES, Job, Outcomes, Suite
+from suites import fsx, pjdfstest, unionmount, xfstests
+from suites.suite import SIDES, Job, Suite
+from tests.harness.mounts import MountRefused
 
 KNOWN_FAILURES = Path(__file__).resolve().parents[1] / "docs/known-failures.md"
-SUITES = (unionmount.SUITE, pjdfstest.SUITE)
+SUITES = (unionmount.SUITE, pjdfstest.SUITE, fsx.SUITE, xfstests.SUITE)
+Outcomes = dict[str, str]  # why each test failed, "" if it did not
 # By suite, mode and side.
 Results = dict[str, dict[str, dict[str, Outcomes]]]
 
@@ -29,49 +30,60 @@ def missing(suite: Suite) -> str:
     """Why a suite cannot be run, in a sentence; empty if it can be."""
     said = os.environ.get(suite.variable)
     if not said:
-        return f"is not there: set {suite.variable} to a checkout of {suite.url}"
+        return f"is not there: set {suite.variable} to a built checkout of {suite.url}"
     if not (Path(said) / suite.program).exists():
         return f"cannot be used: {said} ({suite.variable}) has no {suite.program}; get and build {suite.url}"
     return ""
 
 
-def run(suite: Suite, arguments: argparse.Namespace) -> dict[str, dict[str, Outcomes]]:
-    """All modes; the sides in turn, so that a mode's results are there together."""
-    results: dict[str, dict[str, Outcomes]] = {}
-    for mode in suite.modes[:1] if arguments.quick else suite.modes:
-        results[mode] = {}
-        for side in [arguments.only] if arguments.only else SIDES:
-            print(f"{suite.name}, {mode}, {side}", file=sys.stderr, flush=True)
-            with tempfile.TemporaryDirectory(prefix="conformance-") as base:
-                Path(base).chmod(0o755)  # the tests act as other users, too
-                checkout = Path(os.environ[suite.variable]).resolve()
-                job = Job(checkout, Path(base), side, mode, arguments.quick, arguments.minutes, arguments.test)
-                results[mode][side] = suite.run(job)
-    return results
+def run(suite: Suite, mode: str, side: str, arguments: argparse.Namespace) -> Outcomes:
+    """One mode on one side; a failure is told when it happens, for this may take long."""
+    print(f"{suite.name}, {mode}, {side}", file=sys.stderr, flush=True)
+    outcomes: Outcomes = {}
+    with tempfile.TemporaryDirectory(prefix="conformance-") as base:
+        Path(base).chmod(0o755)  # the tests act as other users, too
+        checkout = Path(os.environ[suite.variable]).resolve()
+        minutes = min(arguments.minutes, 5) if arguments.quick else arguments.minutes
+        job = Job(checkout, Path(base), side, mode, arguments.quick, minutes, arguments.test)
+        try:
+            for name, why in suite.run(job):
+                outcomes[name] = why
+                if why:
+                    print(f"  {name}: {why}", file=sys.stderr, flush=True)
+        except MountRefused as error:
+            outcomes["mount"] = str(error)
+    return outcomes
+
+
+def run_all(suite: Suite, arguments: argparse.Namespace) -> dict[str, dict[str, Outcomes]]:
+    sides = [arguments.only] if arguments.only else SIDES
+    modes = suite.modes[:1] if arguments.quick else suite.modes
+    return {mode: {side: run(suite, mode, side, arguments) for side in sides} for mode in modes}
 
 
 def failures(outcomes: Outcomes) -> list[str]:
     return [name for name, why in outcomes.items() if why]
 
 
+def counts(outcomes: Outcomes | None) -> str:
+    if outcomes is None:
+        return f"{'-':>15}{'-':>8}{'-':>8}"
+    failed = len(failures(outcomes))
+    return f"{len(outcomes):15}{len(outcomes) - failed:8}{failed:8}"
+
+
 def table(results: Results, not_there: dict[str, str]) -> str:
     lines = [f"{'suite':12}{'mode':18}" + "".join(f"{side:>10}: ran    pass    fail" for side in SIDES)]
     for suite, modes in results.items():
         for mode, sides in modes.items():
-            line = f"{suite:12}{mode:18}"
-            for side in SIDES:
-                if side in sides:
-                    ran, failed = len(sides[side]), len(failures(sides[side]))
-                    line += f"{ran:15}{ran - failed:8}{failed:8}"
-                else:
-                    line += f"{'-':>15}{'-':>8}{'-':>8}"
-            lines.append(line)
+            lines.append(f"{suite:12}{mode:18}" + "".join(counts(sides.get(side)) for side in SIDES))
     return "\n".join(lines + [f"{suite:12}{why}" for suite, why in not_there.items()])
 
 
 def unknown(results: Results) -> list[str]:
     """Pyunion's failures that the document does not name, each once."""
-    known = set(re.findall(r"[\w+=:./-]+", KNOWN_FAILURES.read_text()))
+    section = KNOWN_FAILURES.read_text().partition("## Conformance suites")[2]
+    known = {name for cell in re.findall(r"^\| (.*?) \|", section, re.MULTILINE) for name in cell.split(", ")}
     found = [name for modes in results.values() for sides in modes.values() for name in failures(sides["pyunion"])]
     return sorted(set(found) - known)
 
@@ -100,23 +112,24 @@ def report(results: Results, not_there: dict[str, str]) -> int:
     return 1 if new else 0
 
 
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [suite.name for suite in SUITES]
-    parser.add_argument("--suite", action="append", choices=names, help="only this one (may be repeated)")
+    parser.add_argument(
+        "--suite", action="append", choices=[suite.name for suite in SUITES], help="only this one (may be repeated)"
+    )
     parser.add_argument("--only", choices=SIDES, help="only this side")
-    parser.add_argument("--quick", action="store_true", help="the first mode of each suite, and less of it")
+    parser.add_argument("--quick", action="store_true", help="the first mode of each suite, and less of each")
     parser.add_argument("--minutes", type=float, default=60, help="stop xfstests after so many, on each side")
     parser.add_argument("--test", action="append", default=[], help="only this test of xfstests (may be repeated)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every outcome there")
-    return parser.parse_args(words)
+    return parser.parse_args()
 
 
 def main() -> int:
     arguments = parse()
     chosen = [suite for suite in SUITES if not arguments.suite or suite.name in arguments.suite]
     not_there = {suite.name: why for suite in chosen if (why := missing(suite))}
-    results = {suite.name: run(suite, arguments) for suite in chosen if suite.name not in not_there}
+    results = {suite.name: run_all(suite, arguments) for suite in chosen if suite.name not in not_there}
     if arguments.json:
         arguments.json.write_text(json.dumps({"results": results, "not there": not_there}, indent=1))
     return report(results, not_there)

@@ -11,10 +11,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from suites.suite import Job, Outcomes, Suite, run
+from suites.suite import Job, Outcome, Suite
 from suites.union import Union
 
-PATIENCE = 300  # seconds for one file
 DROPPING = "caches dropped"
 
 
@@ -35,36 +34,30 @@ def _dropping_caches() -> Iterator[None]:
         thread.join()
 
 
-def _outcomes(name: str, output: str) -> Outcomes:
+def _outcomes(name: str, output: str) -> Iterator[Outcome]:
     """What one file says of its tests, in the Test Anything Protocol."""
-    found: Outcomes = {}
     plan = re.search(r"^1\.\.(\d+)", output, re.MULTILINE)
+    if not plan:
+        yield name, "it says no plan"
+    left = set(range(1, int(plan[1]) + 1 if plan else 1))
     for failed, number, text in re.findall(r"^(not )?ok (\d+)(.*)", output, re.MULTILINE):
+        left.discard(int(number))
         # TODO: the suite itself knows that Linux differs there
         is_failure = failed and "# TODO" not in text
-        found[f"{name}:{number}"] = (text.strip(" -") or "not ok") if is_failure else ""
-    if not plan:
-        return {**found, name: "it says no plan"}
-    for number in range(1, int(plan[1]) + 1):
-        found.setdefault(f"{name}:{number}", "it did not come to that")
-    return found
+        yield f"{name}:{number}", (text.strip(" -") or "not ok") if is_failure else ""
+    yield from ((f"{name}:{number}", "it did not come to that") for number in sorted(left))
 
 
-def _run(job: Job) -> Outcomes:
-    outcomes: Outcomes = {}
+def _run(job: Job) -> Iterator[Outcome]:
     union = Union(job)
     for lower in union.layers.lowers:
         (lower / "t").mkdir()
     with union, _dropping_caches() if job.mode == DROPPING else contextlib.nullcontext():
         for path in sorted((job.checkout / "tests").glob("*/**/*.t")):
             name = str(path.relative_to(job.checkout / "tests"))
-            log = job.directory("logs") / name.replace("/", "_")
-            run(["sh", path], log, PATIENCE, union.at / "t")
-            for test, why in _outcomes(name, log.read_text(errors="replace")).items():
-                outcomes[test] = why
-                if why:
-                    job.say(test, why)
-    return outcomes | union.complaint()
+            job.test(name, ["sh", path], union.at / "t", seconds=300)
+            yield from _outcomes(name, job.log(name).read_text(errors="replace"))
+    yield from union.complaint()
 
 
 SUITE = Suite(

@@ -10,15 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.harness.mounts import REPOSITORY, mounted
 
 SIDES = ("pyunion", "kernel")
-# The name of each test that ran, without spaces, and why it failed: "" if it did not.
-Outcomes = dict[str, str]
+# A test's name, the same on both sides and in all runs, and why it failed: "" if it did not.
+Outcome = tuple[str, str]
 
 
 class Job(NamedTuple):
@@ -37,9 +37,33 @@ class Job(NamedTuple):
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def say(self, name: str, why: str) -> None:
-        """A failure is told when it happens: a run may be long."""
-        print(f"{self.side} {self.mode} {name}: {why}", file=sys.stderr, flush=True)
+    def log(self, name: str) -> Path:
+        return self.directory("logs") / name.replace("/", "_")
+
+    def test(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        cwd: Path,
+        *,
+        seconds: float,
+        env: Mapping[str, str] | None = None,
+        stop_by: int = signal.SIGKILL,
+    ) -> str:
+        """Run a command with its output in log(name); why it failed, or "" if it did not."""
+        with self.log(name).open("wb") as out:
+            process = subprocess.Popen(
+                command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return f"stopped after {seconds:g} seconds"
+        finally:
+            if process.poll() is None:
+                _stop(process, stop_by)
+        lines = self.log(name).read_text(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "no output") if code else ""
 
 
 class Suite(NamedTuple):
@@ -48,29 +72,7 @@ class Suite(NamedTuple):
     url: str
     program: str  # what is in a checkout that can be used
     modes: tuple[str, ...]
-    run: Callable[[Job], Outcomes]
-
-
-def run(
-    command: Sequence[str | Path],
-    log: Path,
-    seconds: float,
-    cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
-    stop_by: int = signal.SIGKILL,
-) -> int | None:
-    """Run a command with its output in `log`; its exit status, or None if it had to be stopped."""
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        if process.poll() is None:
-            _stop(process, stop_by)
+    run: Callable[[Job], Iterable[Outcome]]
 
 
 def _stop(process: subprocess.Popen[bytes], by: int) -> None:
@@ -84,23 +86,22 @@ def _stop(process: subprocess.Popen[bytes], by: int) -> None:
             continue
 
 
-def last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "no output")
+def _mounts_below(top: Path) -> Iterator[Path]:
+    """The last one first."""
+    for mount in reversed(mounted()):
+        point = Path(os.fsdecode(mount.point))
+        if point.is_relative_to(top):
+            yield point
 
 
-def clear(point: Path) -> None:
+def clear(top: Path) -> None:
     """Unmount all that is mounted on a directory or below it; what stays busy is detached."""
-    for _ in range(20):
-        points = [Path(os.fsdecode(mount.point)) for mount in mounted()]
-        points = [found for found in points if found.is_relative_to(point)]
-        if not points:
-            return
-        for found in reversed(points):
-            if subprocess.run(["umount", found], capture_output=True).returncode:
-                time.sleep(0.25)
-    for found in reversed(points):
-        subprocess.run(["umount", "--lazy", found], capture_output=True)
+    deadline = time.monotonic() + 5
+    while any(subprocess.run(["umount", "-q", point]).returncode for point in _mounts_below(top)):
+        if time.monotonic() > deadline:
+            for point in _mounts_below(top):
+                subprocess.run(["umount", "--lazy", point])
+        time.sleep(0.25)
 
 
 def environment(job: Job, **more: str | Path) -> dict[str, str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from suites.suite import Job, Outcomes
+import time
+from collections.abc import Iterator
+
+from suites.suite import Job, Outcome
 from tests.harness.mounts import KernelMount, Layers, PyunionMount
 
 
@@ -10,11 +13,9 @@ class Union:
     """Mounted while it is a context. A daemon that complains or ends badly is a failure too: see complaint()."""
 
     def __init__(self, job: Job) -> None:
-        self.layers = Layers(
-            [job.directory("lower1"), job.directory("lower2")], job.directory("upper"), job.directory("work")
-        )
+        lowers = [job.directory("lower1"), job.directory("lower2")]
+        self.layers = Layers(lowers, job.directory("upper"), job.directory("work"))
         self.at = job.directory("union")
-        self._side = job.side
         self._complaint = ""
         self._mount = PyunionMount(self.at) if job.side == "pyunion" else KernelMount(self.at)
 
@@ -23,12 +24,22 @@ class Union:
         return self
 
     def __exit__(self, *_: object) -> None:
+        deadline = time.monotonic() + 5
+        # Files of asynchronous requests are closed a moment after their process has ended.
+        while (why := self._stop()) and self.at.is_mount() and time.monotonic() < deadline:
+            time.sleep(0.25)
+        if why:
+            self._complaint = why
+            self._mount.abandon()
+
+    def _stop(self) -> str:
         try:
             self._mount.stop()
         except AssertionError as error:
-            self._complaint = str(error)
-            self._mount.abandon()
+            return str(error)
+        return ""
 
-    def complaint(self) -> Outcomes:
+    def complaint(self) -> Iterator[Outcome]:
         """What was wrong at an unmount, as one more failed test."""
-        return {"unmount": self._complaint} if self._complaint else {}
+        if self._complaint:
+            yield "unmount", self._complaint

@@ -7,48 +7,37 @@ verify looks at copies and inode numbers too, ts writes a slash after each name.
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 
-from suites.suite import Job, Outcomes, Suite, clear, environment, last_line, run
+from suites.suite import Job, Outcome, Suite, clear, environment
 
-PATIENCE = 300  # seconds for one test
 # For unions that cannot rename directories of lower layers; the suite leaves it out for others.
-NOT_OURS = {"rename-exdev"}
+NOT_OURS = "rename-exdev"
 
 
 def _arguments(job: Job) -> list[str]:
     """The suite's options; their order matters to it."""
     first, *flags = job.mode.split("+")
-    options = [f"--{first}"]
-    if job.side == "pyunion":
-        options.append("--fuse=pyunion")
-    if "samefs" in flags:
-        options.append("--samefs")
-    return options + [{"ts": "--ts=1"}.get(flag, f"--{flag}") for flag in flags if flag != "samefs"]
+    fuse = ["--fuse=pyunion"] if job.side == "pyunion" else []
+    # samefs, where it is said, is the first flag
+    return [f"--{first}", *fuse, *("--ts=1" if flag == "ts" else f"--{flag}" for flag in flags)]
 
 
-def _run(job: Job) -> Outcomes:
+def _run(job: Job) -> Iterator[Outcome]:
     base, lower, union = (job.directory(name) for name in ("base", "lower", "union"))
     env = environment(job, UNIONMOUNT_BASEDIR=base, UNIONMOUNT_MNTPOINT=union)
     if "samefs" not in job.mode.split("+"):
         env["UNIONMOUNT_LOWERDIR"] = str(lower)
-    outcomes = {}
     try:
         for point in (base, lower):
             subprocess.run(["mount", "-t", "tmpfs", "conformance", point], check=True)
         for test in sorted(path.stem for path in (job.checkout / "tests").glob("*.py")):
-            if test in NOT_OURS or (job.tests and test not in job.tests):
-                continue
-            log = job.directory("logs") / test
-            code = run(["./run", *_arguments(job), test], log, PATIENCE, job.checkout, env)
-            clear(union)  # the suite leaves it mounted
-            why = "" if code == 0 else "no end" if code is None else last_line(log)
-            outcomes[f"{job.mode}/{test}"] = why
-            if why:
-                job.say(test, why)
+            if test != NOT_OURS:
+                command = ["./run", *_arguments(job), test]
+                yield f"{job.mode}/{test}", job.test(test, command, job.checkout, env=env, seconds=300)
+                clear(union)  # the suite leaves it mounted
     finally:
-        for point in (union, base, lower):
-            clear(point)
-    return outcomes
+        clear(job.base)
 
 
 SUITE = Suite(
