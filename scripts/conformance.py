@@ -1,8 +1,8 @@
 """Runs public test suites on pyunion and beside it on the kernel's overlayfs, and compares.
 
 The suites are checkouts outside of this project, found by environment variables; one that is not there is named with
-its address. The exit status is 1 if pyunion fails a test that docs/known-failures.md does not name. Run as root by
-scripts/conformance.
+its address. The exit status is 1 if pyunion fails a test that docs/known-failures.md does not name, 2 if no suite is
+there. Run as root by scripts/conformance.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ def main() -> int:
     results = {suite.name: run_all(suite, arguments) for suite in chosen if suite.name not in not_there}
     if arguments.json:
         arguments.json.write_text(json.dumps({"results": results, "not there": not_there}, indent=1))
-    return report(results, not_there)
+    status = report(results, not_there)
+    return status if results else 2  # nothing was shown to work
 
 
 if __name__ == "__main__":
