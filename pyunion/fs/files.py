@@ -142,13 +142,10 @@ class OpenFiles:
             return opened.file.ino
         return None
 
-    def kept_back(self, fd: int) -> int | None:
-        """The number of the node if the kernel may hold data of it that are not here yet; when nobody has it open for
-        writing they are."""
-        file = self._open[fd].file
-        if self._writeback and any(self._open[other].writes for other in file.fds or ()):
-            return file.ino
-        return None
+    def kept_back(self, fd: int) -> bool:
+        """Whether the kernel may hold data of the file that are not here yet; when nobody has it open for writing they
+        are."""
+        return self._writeback and any(self._open[other].writes for other in self._open[fd].file.fds or ())
 
     async def allocate(self, fd: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         """fallocate(2) on a file that is open for writing."""

@@ -66,12 +66,14 @@ class RawRequests:
         self._start = start
         self._tell_modes = tell_modes
         self._session_fd = session_fd
-        self._quick: dict[int, Callable[[Request, bytes], bytes]] = {
+        # a quick handler that returns None leaves the answer to the slow one
+        self._quick: dict[int, Callable[[Request, bytes], bytes | None]] = {
+            _LSEEK: self._lseek,
             _TMPFILE: self._tmpfile,
             _STATX: self._statx,
         }
         self._slow: dict[int, Callable[[Request, bytes], Awaitable[bytes]]] = {
-            _LSEEK: self._lseek,
+            _LSEEK: self._lseek_written,
             _FALLOCATE: self._fallocate,
             _COPY_FILE_RANGE: self._copy_file_range,
             _IOCTL: self._ioctl,
@@ -81,17 +83,20 @@ class RawRequests:
     def hook(self, opcode: int, unique: int, node: int, uid: int, gid: int, pid: int, body: bytes) -> bool:
         """Called by the extension for each request with one of our opcodes."""
         request = Request(unique, node, uid, gid, pid)
-        if opcode in self._slow:
-            self._start(self._answer, opcode, request, body)
-            return True
+        quick = self._quick.get(opcode)
         try:
-            self._reply(unique, 0, self._quick[opcode](request, body))
+            answer = None if quick is None else quick(request, body)
         except Exception as error:
             self._reply(unique, _errno_of(error, opcode), b"")
+            return True
+        if answer is not None:
+            self._reply(unique, 0, answer)
+        else:
+            in_flight.count += 1  # from here on, and not only when the task begins: until then trio has to run
+            self._start(self._answer, opcode, request, body)
         return True
 
     async def _answer(self, opcode: int, request: Request, body: bytes) -> None:
-        in_flight.count += 1
         try:
             self._reply(request.unique, 0, await self._slow[opcode](request, body))
         except Exception as error:
@@ -120,12 +125,16 @@ class RawRequests:
 
     # -- one for each request ---------------------------------------------------------------------------------
 
-    async def _lseek(self, request: Request, body: bytes) -> bytes:
-        """SEEK_DATA and SEEK_HOLE: the branch knows, once the kernel has sent what it holds back."""
+    def _lseek(self, request: Request, body: bytes) -> bytes | None:
+        """SEEK_DATA and SEEK_HOLE: the branch knows, unless the kernel holds something back."""
         fh, offset, whence = _LSEEK_IN.unpack_from(body)
-        held = self._fs.files.kept_back(fh)
-        if held is not None:
-            await send_and_drop_pages(held)
+        if self._fs.files.kept_back(fh):
+            return None
+        return struct.pack("=Q", os.lseek(fh, offset, whence))
+
+    async def _lseek_written(self, request: Request, body: bytes) -> bytes:
+        fh, offset, whence = _LSEEK_IN.unpack_from(body)
+        await send_and_drop_pages(request.node)
         return struct.pack("=Q", os.lseek(fh, offset, whence))
 
     async def _fallocate(self, request: Request, body: bytes) -> bytes:
