@@ -150,3 +150,9 @@ ensure_venv() {
     fi
     exec 9<&-
 }
+
+# What it takes to run pyunion from this checkout.
+ensure_pyunion() {
+    ensure_commands 'fusermount3 fuse3 fuse3'
+    ensure_venv run requirements.txt
+}
