@@ -130,7 +130,7 @@ class OpenFiles:
         written = os.pwrite(fd, data, offset)
         opened = self._open[fd]
         opened.file.written = True
-        if (drops_setid or opened.clears_setid) and _drop_setid(opened.file):
+        if (drops_setid or opened.clears_setid) and _drop_setid(opened.file, opened.file.stat()):
             self.changed_modes.append(opened.file.ino)
         return written
 
@@ -226,13 +226,12 @@ def without_setid(mode: int, in_group: bool = True) -> int:
     return mode & ~S_ISGID if mode & S_IXGRP or not in_group else mode
 
 
-def _drop_setid(file: File, in_group: bool = True) -> bool:
+def _drop_setid(file: File, st: os.stat_result, in_group: bool = True) -> bool:
     """Take setuid and setgid from a file as far as they go; whether its mode changed."""
-    fd, name = file.address()
-    mode = S_IMODE(objects.stat(fd, name).st_mode)
+    mode = S_IMODE(st.st_mode)
     kept = without_setid(mode, in_group)
     if kept != mode:
-        objects.chmod(fd, name, kept)
+        objects.chmod(*file.address(), kept)
     return kept != mode
 
 
@@ -242,4 +241,4 @@ def clear_setid(file: File, caller: Caller, gids: Mapping) -> bool:
     st = file.stat()
     if not st.st_mode & (S_ISUID | S_ISGID) or is_capable(caller, CAP_FSETID):
         return False
-    return _drop_setid(file, is_member(caller, gids.shown(st.st_gid)))
+    return _drop_setid(file, st, is_member(caller, gids.shown(st.st_gid)))

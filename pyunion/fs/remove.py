@@ -60,8 +60,6 @@ class Remove:
         node = self._lookup.existing(parent, name)
         if not isinstance(node, Directory):
             raise OSError(ENOTDIR, os.strerror(ENOTDIR), name)
-        if not node.in_upper:
-            self.may_lose(parent, name)
         try:
             self.require_empty(node)
         except OSError:
@@ -80,6 +78,7 @@ class Remove:
                         raise
                     work.take_out(into, name)
         else:
+            self.may_lose(parent, name)
             work.whiteout(self._copier.directory(parent), name)
         self._dropped(node)
 
