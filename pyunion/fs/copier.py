@@ -131,7 +131,8 @@ class Copier:
             staged = work.stage(fd, name, st)
         else:
             staged = work.temp_name()
-            one = origin is not None if st.st_nlink > 1 else not file.aliases and not file.dead
+            # no name may be left behind with the data: several are found by the index, as in _publish
+            one = bool(origin) if st.st_nlink > 1 else not file.aliases and not file.dead
             with ExitStack() as stack:
                 source = _open_source(file, st, stack)
                 if metadata_only and one and st.st_size:
