@@ -44,7 +44,9 @@ def run(arguments: Namespace) -> int:
 
 
 def _options(arguments: Namespace) -> Options:
-    options = Options(fsname=arguments.source or Options().fsname, sloppy=arguments.sloppy)
+    options = Options(sloppy=arguments.sloppy)
+    if arguments.source:
+        options.fsname = arguments.source
     if arguments.helper and arguments.source is None:
         # podman, which unpacks its images with such marks as soon as it has a mount program, and does not say so
         options.switches["aufs"] = True

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from suites import xfstests
 from suites.suite import Job, Outcome, Suite
 from suites.union import Union
 from tests.harness.snapshot import Snapshot, differences, snapshot
@@ -97,8 +98,8 @@ def _run(job: Job) -> Iterator[Outcome]:
 
 SUITE = Suite(
     name="fsx",
-    variable="XFSTESTS_DIR",
-    url="https://git.kernel.org/pub/scm/fs/xfs/xfstests-dev.git",
+    variable=xfstests.SUITE.variable,
+    url=xfstests.SUITE.url,
     program="ltp/fsx",
     modes=("fsx, fsstress",),
     run=_run,
