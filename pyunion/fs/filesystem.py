@@ -24,6 +24,7 @@ from pyunion.fs.nodes import Directory, Node, Table
 from pyunion.fs.remove import Remove
 from pyunion.fs.rename import Rename
 from pyunion.union.ids import NOT_MAPPED, Owners
+from pyunion.union.numbers import Numbers
 
 
 class Settings(NamedTuple):
@@ -54,14 +55,16 @@ class FileSystem:
     ) -> None:
         upper = branches[0] if branches[0].writable else None
         root = Directory(None, b"", tuple(branch.root for branch in branches))
-        numbered = root.lowers[0] if root.lowers else root.layers[0]
-        st = os.fstat(numbered.fd())
-        self.root_number = st.st_ino  # what stat shows for the root, whose node number is always 1
         self.cache: DirCache = branches[0].cache
         self.statfs_fd = root.layers[0].fd()
         self.name_max = os.fstatvfs(self.statfs_fd).f_namemax
         self.settings = settings
-        self.table = Table(root, os.fstat(self.statfs_fd).st_dev)
+        stats = [os.fstat(branch.root.fd()) for branch in (*branches, *data_branches)]
+        devices = [st.st_dev for st in stats]
+        numbers = Numbers(None, devices) if upper is None else Numbers(devices[0], devices[1:])
+        # what stat shows for the root, whose node number is always 1
+        self.root_number = numbers.of(devices[0], stats[0].st_ino) or numbers.make_up()
+        self.table = Table(root, numbers)
         data_layers = [branch.root for branch in data_branches]
         self.lookup = Lookup(self.table, data_layers, origins, index, settings.follow_redirects)
         self.copier = Copier(self.table, upper, work, origins, index, settings.metacopy)

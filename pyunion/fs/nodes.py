@@ -1,8 +1,7 @@
 """Nodes: the objects of the union that the kernel knows about, and the table that finds them.
 
 A node is found by its number, by its place (parent and name), and, where an object has several names, by the
-device and inode number of the object. Owns the count of the kernel's references and the numbers: unique in the
-mount, the branch's own where that can be, and the same over copy_up.
+device and inode number of the object. Owns the count of the kernel's references, and that no two nodes have one number.
 Knows no look-up and no changes; everything here is synchronous.
 """
 
@@ -12,10 +11,9 @@ import os
 from collections.abc import Iterable
 
 from pyunion.branch.dirs import Dir
+from pyunion.union.numbers import Numbers
 
 ROOT = 1
-_DEVICE_SHIFT = 48  # as the kernel's xino: the bits above say which file system a number is from
-_FIRST_MADE_UP = 1 << 62
 
 
 class Node:
@@ -108,25 +106,20 @@ class Directory(Node):
 class Table:
     """All nodes. The file system has one."""
 
-    def __init__(self, root: Directory, main_device: int) -> None:
+    def __init__(self, root: Directory, numbers: Numbers) -> None:
         root.ino = ROOT
         root.lookups = 1
         self.root = root
         self.nodes: dict[int, Node] = {ROOT: root}
         self.linked: dict[tuple[int, int], File] = {}
-        self._devices = {main_device: 0}
-        self._next_made_up = _FIRST_MADE_UP
+        self._numbers = numbers
 
     def add(self, node: Node, device: int, ino: int) -> None:
         """Give the node its number and place. Where the branch's number is taken (a file that is gone but still
         in use had it before, or a mount inside a branch repeats it) the node gets one that no branch has."""
-        index = self._devices.get(device)
-        if index is None:
-            index = self._devices[device] = len(self._devices)
-        number = ino | index << _DEVICE_SHIFT
-        if number in self.nodes or (index and ino >> _DEVICE_SHIFT):
-            number = self._next_made_up
-            self._next_made_up += 1
+        number = self._numbers.of(device, ino)
+        if number is None or number in self.nodes:
+            number = self._numbers.make_up()
         node.ino = number
         self.nodes[number] = node
         if node.parent is not None and not node.dead:

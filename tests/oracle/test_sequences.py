@@ -37,7 +37,8 @@ class Side:
     """One of the two: a mount with its own branches, which are made in the same way on both sides.
 
     The topmost lower branches are what the kernel made of those below by `histories`: they have redirects,
-    opaque directories and whiteouts where overlayfs puts them.
+    opaque directories and whiteouts where overlayfs puts them. Where a directory for a branch is there already, as
+    another file system's root, it is taken.
     """
 
     def __init__(self, base: Path, kind: type[Mount], contents: list[list[Thing]], histories: list[list[Op]]) -> None:
@@ -47,7 +48,7 @@ class Side:
         self.point.mkdir(parents=True)
         self.lowers = [base / f"lower{number}" for number in range(len(contents) + 1)]
         for lower, things in zip(self.lowers, [*contents, SKELETON], strict=True):
-            lower.mkdir()
+            lower.mkdir(exist_ok=True)
             for thing in things:
                 thing.put(lower)
         for number, history in enumerate(histories):
