@@ -24,7 +24,7 @@ options of -o, comma separated (\\, and \\: stand for the characters in a path):
   redirect_dir=on|follow|nofollow|off whether renaming a directory of a lower branch writes a redirect
   metacopy=on|off                     copy up only metadata where that is enough
   index=on|off                        names of a hard-linked lower file stay one file (the default where it works)
-  volatile                            no fsync of the branches: fast, and lost in a crash
+  volatile                            no fsync of the branches, and a mark in W that stops a later mount
   userxattr                           marks in user.overlay.* instead of trusted.overlay.*
   aufs, noaufs                        honour .wh. marks in lower branches, or not (the default, but for podman)
   writeback, nowriteback              let the kernel collect writes (the default), or not
@@ -33,7 +33,7 @@ options of -o, comma separated (\\, and \\: stand for the characters in a path):
   suid, dev, exec, atime, sync and their opposites, as for every mount
   remount                             give the mount that is there other ones of these, or ro and rw
 What fstab and container tools add (x-*, _netdev, nofail, defaults, xino=..., context=...) is accepted, and so is what
-tunes fuse-overlayfs (fast_ino, max_threads, ...); fsync=0 is volatile.
+tunes fuse-overlayfs (fast_ino, max_threads, ...); fsync=0 is volatile without the mark.
 """
 _VERSION = f"pyunion {__version__}"
 _HELPER = ("mount", "--helper")

@@ -28,7 +28,8 @@ class MountConfig:
     follow_redirects: bool = True
     metacopy: bool = False
     aufs: bool = False  # honour .wh. marks in lower branches
-    volatile: bool = False  # never fsync a branch
+    volatile: bool = False  # never fsync a branch, and leave a mark that says so
+    fsync: bool = True  # False: as fuse-overlayfs has it, volatile without the mark
     userxattr: bool = False
     index: bool | None = None  # None: on where it works
     writeback: bool = True
@@ -40,6 +41,11 @@ class MountConfig:
     log_file: bytes | None = None
     data_only: int = 0  # so many of the last lower branches hold nothing but the data of metadata-only copies
     notes: tuple[str, ...] = ()  # sentences about options that were accepted and do nothing
+
+    @property
+    def syncs(self) -> bool:
+        """Whether anything waits for the disk."""
+        return self.fsync and not self.volatile
 
 
 @dataclass(slots=True)
@@ -81,8 +87,8 @@ _SWITCHES: dict[bytes, dict[str, bool]] = {
     # as fuse-overlayfs says them
     b"writeback=1": {"writeback": True},
     b"writeback=0": {"writeback": False},
-    b"fsync=1": {"volatile": False},
-    b"fsync=0": {"volatile": True},
+    b"fsync=1": {"fsync": True},
+    b"fsync=0": {"fsync": False},
 }
 
 # A mount flag, what it is about, and how libfuse calls it; the empty name stands for the kernel's default.

@@ -72,7 +72,10 @@ def _build(config: MountConfig, cache: DirCache, stack: ExitStack) -> FileSystem
     if config.upper is not None and config.work is not None and not config.read_only:
         writable = _open_writable(config, config.upper, config.work, owners, cache, stack)
         prefix = writable.features.xattr_prefix or prefix
-    elif config.upper is not None:
+    elif config.upper is not None and config.work is not None:
+        work_root = opening.open_directory(config.work)
+        stack.callback(os.close, work_root)
+        opening.refuse_marked(work_root, config.work)
         lower_paths.insert(0, config.upper)
     lowers = opening.open_lowers(
         lower_paths,
@@ -101,14 +104,14 @@ def _open_writable(
 ) -> _Writable:
     opening.lock_directory(upper, stack)
     work_root = opening.lock_directory(work, stack)
-    work_fd = opening.open_work(work_root, work)
+    work_fd = opening.open_work(work_root, work, volatile=config.volatile)
     stack.callback(os.close, work_fd)
     features = probe_upper(work_fd, config.userxattr)
     for reason in features.reasons:
         log.warning("%s", reason)
     terms = Terms(
         features.xattr_prefix,
-        not config.volatile,
+        config.syncs,
         owners.uids.overflow,
         owners.gids.overflow,
         must_chown=os.geteuid() == 0,
@@ -160,7 +163,7 @@ def _settings(config: MountConfig, features: UpperFeatures | None, prefix: bytes
         follow_redirects=config.follow_redirects,
         metacopy=config.metacopy,
         writeback=config.writeback and features is not None,
-        sync=not config.volatile,
+        sync=config.syncs,
         rename_whiteout=features is not None and features.rename_whiteout,
         switch_ids=os.geteuid() == 0 and syscalls.keep_capabilities_over_setfsuid(),
         xattr_prefix=prefix,

@@ -19,7 +19,6 @@ from pyunion.config import MountConfig
 from pyunion.errors import ExitCode, PyunionError
 
 _FUSE = "/dev/fuse"
-_VOLATILE = b"work/incompat/volatile"
 
 
 def prepare(config: MountConfig) -> MountConfig:
@@ -196,12 +195,6 @@ def _check_pair(upper: _Directory, work: _Directory) -> None:
         raise PyunionError(
             f"{upper} and {work} are on different mounts of one file system, between which nothing can be renamed; "
             "reach both through the same mount",
-            ExitCode.WORK,
-        )
-    if os.path.lexists(os.path.join(work.path, _VOLATILE)):
-        raise PyunionError(
-            f"{work} was last used by a volatile mount of the kernel, after which the upper branch may have lost data; "
-            f"when you are sure that it is whole, remove {os.fsdecode(os.path.join(work.path, _VOLATILE))}",
             ExitCode.WORK,
         )
 

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from stat import S_IFREG
 
 from pyunion.branch import objects
 from pyunion.branch.dirs import Branch, DirCache
@@ -24,6 +25,10 @@ log = logging.getLogger(__name__)
 # umount(8) returns a moment before the daemon of that mount has ended and given its locks back.
 _LOCK_WAIT_S = 1.0
 _LOCK_RETRY_S = 0.01
+
+# What keeps others from mounting an upper branch is an entry of this directory, as overlayfs has it.
+_INCOMPATIBLE = b"work/incompat"
+_VOLATILE = b"volatile"
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PATH_DIR = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -132,14 +137,61 @@ def _process(pid: int) -> str:
     return f"process {pid} ({os.fsdecode(b' '.join(words))[:200]})"
 
 
-def open_work(work_fd: int, path: bytes) -> int:
+def open_work(work_root: int, path: bytes, *, volatile: bool) -> int:
     """WORK/work, empty, as the kernel keeps it; leftovers of a daemon that was killed are removed."""
+    refuse_marked(work_root, path)
     try:
-        if os.access(b"work", os.F_OK, dir_fd=work_fd, follow_symlinks=False):
-            remove_tree(work_fd, b"work")
-        os.mkdir(b"work", 0o700, dir_fd=work_fd)
-        return os.open(b"work", _DIR | os.O_NOFOLLOW, dir_fd=work_fd)
+        if os.access(b"work", os.F_OK, dir_fd=work_root, follow_symlinks=False):
+            remove_tree(work_root, b"work")
+        os.mkdir(b"work", 0o700, dir_fd=work_root)
+        if volatile:
+            _mark_volatile(work_root)
+        return os.open(b"work", _DIR | os.O_NOFOLLOW, dir_fd=work_root)
     except OSError as error:
         raise PyunionError(
             f"cannot prepare the work directory {os.fsdecode(path)}: {error.strerror}", ExitCode.WORK
         ) from None
+
+
+def _mark_volatile(work_root: int) -> None:
+    """Nobody shall mount the upper branch after us unawares, as a crash may have cost it what was never synced.
+
+    The mark stays after a clean unmount: that syncs nothing either. Its directories have the kernel's names, and a mode
+    that lets their owner remove them.
+    """
+    marker = _INCOMPATIBLE + b"/" + _VOLATILE
+    os.mkdir(_INCOMPATIBLE, 0o700, dir_fd=work_root)
+    os.mkdir(marker, 0o700, dir_fd=work_root)
+    os.mknod(marker + b"/dirty", S_IFREG | 0o600, dir_fd=work_root)
+
+
+def refuse_marked(work_root: int, path: bytes) -> None:
+    """Raises PyunionError where an earlier mount has left a mark against all later ones."""
+    place = os.path.join(path, _INCOMPATIBLE)
+    try:
+        fd = os.open(_INCOMPATIBLE, _DIR | os.O_NOFOLLOW, dir_fd=work_root)
+        try:
+            marked = [os.path.join(place, os.fsencode(name)) for name in os.listdir(fd)]
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise PyunionError(
+            f"cannot look for marks in {os.fsdecode(place)}: {error.strerror}; mount as the user that the work "
+            "directory belongs to",
+            ExitCode.WORK,
+        ) from None
+    volatile = os.path.join(place, _VOLATILE)
+    if volatile in marked:
+        raise PyunionError(
+            f"work directory {os.fsdecode(path)} was last used by a volatile mount, after which the upper branch may "
+            f"have lost data; when you are sure that it is whole, remove {os.fsdecode(volatile)}",
+            ExitCode.WORK,
+        )
+    if marked:
+        raise PyunionError(
+            f"{os.fsdecode(marked[0])} marks a feature that pyunion does not have; mount the upper branch with what "
+            "has left the mark, or use other directories",
+            ExitCode.WORK,
+        )

@@ -123,10 +123,17 @@ def test_without_root_the_mount_point_cannot_be_in_a_lower(here: Path) -> None:
     _assert_refused(done, ExitCode.MOUNT, "mount point lower/in lies inside the lower branch lower, which takes root")
 
 
-def test_volatile_marker_of_the_kernel(here: Path) -> None:
+@pytest.mark.parametrize("options", ["rw", "ro", "volatile"])
+def test_mark_of_a_volatile_mount(here: Path, options: str) -> None:
     (here / "work/work/incompat/volatile").mkdir(parents=True)
+    done = pyunion("mount", *_RW.split(), "-o", options, "mnt", cwd=here)
+    _assert_refused(done, ExitCode.WORK, f"volatile mount, .* remove {here}/work/work/incompat/volatile")
+
+
+def test_mark_of_a_feature_that_is_not_known(here: Path) -> None:
+    (here / "work/work/incompat/frobnicate").mkdir(parents=True)
     done = pyunion("mount", *_RW.split(), "mnt", cwd=here)
-    _assert_refused(done, ExitCode.WORK, f"volatile mount .* remove {here}/work/work/incompat/volatile")
+    _assert_refused(done, ExitCode.WORK, f"{here}/work/work/incompat/frobnicate marks a feature .* does not have")
 
 
 def test_branches_of_a_running_mount(here: Path, mounted: PyunionMount) -> None:

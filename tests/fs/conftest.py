@@ -76,7 +76,7 @@ def build(tmp_path: Path) -> Iterator[Build]:
         def make(cached_dirs: int = 100, **settings: object) -> Bench:
             cache = DirCache(cached_dirs)
             work_root = opening.lock_directory(bytes(tmp_path / "work"), stack)
-            work_fd = opening.open_work(work_root, bytes(tmp_path / "work"))
+            work_fd = opening.open_work(work_root, bytes(tmp_path / "work"), volatile=False)
             stack.callback(os.close, work_fd)
             upper = opening.open_upper(bytes(tmp_path / "upper"), cache, stack, TRUSTED)
             lowers = opening.open_lowers(

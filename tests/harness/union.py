@@ -114,8 +114,9 @@ class Union:
 
 
 def _left_in(work: Path) -> list[Path]:
-    """Objects left in a work directory, but for two that are meant to stay: a whiteout to make links of, and
-    the kernel's index.
+    """Objects left in a work directory, but for those that are meant to stay: a whiteout to make links of, the index,
+    and the mark of a volatile mount.
     """
     found = [Path(where) / name for where, _, names in os.walk(work) for name in names]
-    return [path for path in found if path.relative_to(work).parts[0] != "index" and not is_whiteout(path)]
+    stay = (work / "index", work / "work/incompat")
+    return [path for path in found if not any(map(path.is_relative_to, stay)) and not is_whiteout(path)]

@@ -10,10 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.harness.files import append, outcome, run, touch_open, tree, write
-from tests.harness.mounts import KernelMount, Layers, MountRefused
 from tests.harness.union import Union
 
 
@@ -188,16 +185,6 @@ def test_many_open_files_with_a_low_soft_limit(pyunion: Union) -> None:
         for fd in opened:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_a_branch_of_a_volatile_mount_that_may_be_damaged_is_refused(union: Union) -> None:
-    kernel = KernelMount(union.at)
-    kernel.start(Layers([union.low], union.top, union.work), ["volatile"])
-    kernel.stop()
-    with pytest.raises(MountRefused):
-        union.mount()
-    run("rm", "-r", union.work / "work/incompat")
-    union.mount()
 
 
 def test_signals_that_end_the_daemon_leave_everything_on_disk(pyunion: Union) -> None:

@@ -163,9 +163,11 @@ def test_what_only_fuse_overlayfs_can_do_is_refused(text: bytes) -> None:
     assert caught.value.exit_code == ExitCode.USAGE
 
 
-def test_fsync_is_volatile_the_other_way_round() -> None:
-    assert _config(b"fsync=0").volatile
-    assert not _config(b"volatile,fsync=1").volatile
+def test_fsync_of_fuse_overlayfs_is_volatile_without_the_mark() -> None:
+    config = _config(b"fsync=0")
+    assert (config.syncs, config.volatile) == (False, False)
+    assert not _config(b"volatile,fsync=1").syncs
+    assert _config(b"fsync=0,fsync=1").syncs
     assert not _config(b"writeback=0").writeback
 
 
