@@ -28,10 +28,13 @@ BUFFER = 1 << 20
 class OpenFile:
     """What is known about a descriptor."""
 
-    __slots__ = ("bypasses_cache", "clears_setid", "file", "writes")
+    __slots__ = ("bypasses_cache", "clears_setid", "file", "in_group", "writes")
 
-    def __init__(self, file: File, *, writes: bool, clears_setid: bool, bypasses_cache: bool = False) -> None:
+    def __init__(
+        self, file: File, *, writes: bool, clears_setid: bool, in_group: bool = True, bypasses_cache: bool = False
+    ) -> None:
         self.file = file
+        self.in_group = in_group  # who has opened it is in its group, if that says anything: see without_setid()
         self.writes = writes
         self.clears_setid = clears_setid
         self.bypasses_cache = bypasses_cache  # O_DIRECT: what is written does not go by the kernel's page cache
@@ -73,9 +76,17 @@ class OpenFiles:
         writes = bool(flags & _WRITES)
         ask = writes and caller.uid != 0 and not self.kernel_tells_setid
         clears_setid = ask and not is_capable(caller, CAP_FSETID)
+        in_group = not writes or self._in_group(file, caller)
         direct = bool(flags & os.O_DIRECT)
-        self._add(fd, OpenFile(file, writes=writes, clears_setid=clears_setid, bypasses_cache=direct))
+        self._add(
+            fd, OpenFile(file, writes=writes, clears_setid=clears_setid, in_group=in_group, bypasses_cache=direct)
+        )
         return fd
+
+    def _in_group(self, file: File, caller: Caller) -> bool:
+        """The writes themselves do not say whose they are. Only a setgid file is worth the question."""
+        st = file.stat()
+        return not st.st_mode & S_ISGID or is_member(caller, self._gids.shown(st.st_gid))
 
     def _open_object(self, file: File, flags: int) -> int:
         """Appending is the kernel's business, which knows the end of the file; but an append-only file (chattr(1)) lets
@@ -130,7 +141,7 @@ class OpenFiles:
         written = os.pwrite(fd, data, offset)
         opened = self._open[fd]
         opened.file.written = True
-        if (drops_setid or opened.clears_setid) and _drop_setid(opened.file, opened.file.stat()):
+        if (drops_setid or opened.clears_setid) and _drop_setid(opened.file, opened.file.stat(), opened.in_group):
             self.changed_modes.append(opened.file.ino)
         return written
 
@@ -219,14 +230,14 @@ def _read_fully(fd: int, size: int, offset: int) -> bytes:
     return data
 
 
-def without_setid(mode: int, in_group: bool = True) -> int:
+def without_setid(mode: int, in_group: bool) -> int:
     """A mode as it is after a change of the data by somebody without CAP_FSETID. Setgid without group execute is no
     setgid, and goes only with a change from outside the group."""
     mode &= ~S_ISUID
     return mode & ~S_ISGID if mode & S_IXGRP or not in_group else mode
 
 
-def _drop_setid(file: File, st: os.stat_result, in_group: bool = True) -> bool:
+def _drop_setid(file: File, st: os.stat_result, in_group: bool) -> bool:
     """Take setuid and setgid from a file as far as they go; whether its mode changed."""
     mode = S_IMODE(st.st_mode)
     kept = without_setid(mode, in_group)

@@ -129,6 +129,24 @@ def test_a_sticky_directory_protects_the_files_of_others(union: Union) -> None:
     assert tmp.stat().st_mode & 0o7777 == 0o1777
 
 
+@pytest.mark.parametrize("mode", [0o2666, 0o2676, 0o6666])
+@pytest.mark.parametrize("way", [("sh", "-c", 'echo b >> "$0"'), ("truncate", "-s", "0")], ids=["write", "truncate"])
+def test_setgid_without_execute_stays_when_a_member_writes(union: Union, mode: int, way: tuple[str, ...]) -> None:
+    """Without the group's right to execute, setgid is a mark for locking (inode(7)), and nobody's right."""
+    for name in ("members", "others"):
+        write(union.low / name, "a")
+        os.chown(union.low / name, 1000, 7)
+        (union.low / name).chmod(mode)
+    union.mount()
+    run("setpriv", "--reuid", "1000", "--regid", "1000", "--groups", "7", *way, union.at / "members")
+    as_user(*way, union.at / "others")
+    kept = 0o2666 if mode & 0o070 == 0o060 else mode & 0o777
+    assert (union.at / "members").stat().st_mode & 0o7777 == kept
+    assert (union.at / "others").stat().st_mode & 0o7777 == mode & 0o777
+    union.remount()
+    assert (union.at / "others").stat().st_mode & 0o7777 == mode & 0o777
+
+
 @pytest.mark.parametrize("layer", ["low", "top"])
 def test_set_id_bits_fall_as_on_a_local_file_system(union: Union, layer: str) -> None:
     branch = getattr(union, layer)
