@@ -27,6 +27,7 @@ _FLAG_IOCTLS = frozenset({0x80086601, 0x801C581F}) | _SETTING_IOCTLS
 
 
 _ACL_ACCESS = b"system.posix_acl_access"
+_ACLS = frozenset({_ACL_ACCESS, b"system.posix_acl_default"})
 
 
 class Changes(NamedTuple):
@@ -112,7 +113,8 @@ class Attributes:
     # -- extended attributes ----------------------------------------------------------------------------------
 
     def get_xattr(self, node: Node, name: bytes) -> bytes:
-        return objects.get_xattr(*address(node), marks.stored_name(name, self._prefix))
+        value = objects.get_xattr(*address(node), marks.stored_name(name, self._prefix))
+        return self._owners.acl_shown(value) if name in _ACLS else value
 
     def list_xattr(self, node: Node, caller: Caller) -> list[bytes]:
         """The names that the caller may know; the kernel leaves it to us to hide trusted ones."""
@@ -125,7 +127,8 @@ class Attributes:
     async def set_xattr(self, node: Node, name: bytes, value: bytes, caller: Caller) -> None:
         await self._bring_up(node)
         where = address(node)
-        objects.set_xattr(*where, marks.stored_name(name, self._prefix), value)
+        stored = self._owners.acl_stored(value) if name in _ACLS else value
+        objects.set_xattr(*where, marks.stored_name(name, self._prefix), stored)
         if name == _ACL_ACCESS:
             self._drop_setgid(where, caller)
 

@@ -34,19 +34,21 @@ class Identity:
     """Creates objects as the caller, so that they have the right owner and mode from the first moment on.
 
     The daemon keeps its capabilities meanwhile, as the kernel's overlayfs does. Where it may not change ids (it
-    is not root) objects belong to the daemon's user, who is then the only caller that the kernel lets in. The
-    caller's umask is the process's meanwhile, so that upper's file system applies it where there is no default ACL.
+    is not root) objects belong to the daemon's user, who is then the only caller that the kernel lets in. Where the
+    union shows one user or group for all, new objects have the daemon's. The caller's umask is the process's meanwhile,
+    so that upper's file system applies it where there is no default ACL.
     """
 
     def __init__(self, *, switch: bool, owners: Owners) -> None:
         self._switch = switch
         self._owners = owners
-        self._own = (os.geteuid(), os.getegid())
+        self._own = [os.geteuid(), os.getegid()]
 
     def run_as(self, caller: Caller, action: Callable[[], _T]) -> _T:
         """Run one synchronous action with the caller's file system ids and umask."""
-        ids = (self._owners.uids.stored(caller.uid), self._owners.gids.stored(caller.gid))
-        switch = self._switch and ids != self._own and -1 not in ids
+        wanted = (self._owners.uids.stored(caller.uid), self._owners.gids.stored(caller.gid))
+        ids = [own if number == -1 else number for number, own in zip(wanted, self._own, strict=True)]
+        switch = self._switch and ids != self._own
         if switch:
             syscalls.set_filesystem_ids(*ids)
         own_umask = os.umask(caller.umask)
