@@ -65,6 +65,22 @@ def _unescape(text: bytes) -> bytes:
     return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text)
 
 
+def unmount(point: Path) -> None:
+    """Unmount strictly: who keeps it busy has made a mistake, and is named.
+
+    Whoever goes through the machine's mounts (df, findmnt, a container tool) holds each for a moment, and cannot
+    be waited for; so a mount that is busy without a user is tried again.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        done = subprocess.run(["umount", point], capture_output=True, text=True)
+        if done.returncode == 0:
+            break
+        users = ", ".join(users_of(point))
+        if users or not tries_left:
+            raise AssertionError(f"{done.stderr.strip()}; in use by: {users or 'nobody'}")
+        time.sleep(_RETRY_S)
+
+
 class Mount(ABC):
     """A union at `point`. `live` holds all that are mounted now, for the watch over leaks."""
 
@@ -86,19 +102,8 @@ class Mount(ABC):
         Mount.live.add(self)
 
     def stop(self) -> None:
-        """Unmount strictly: who keeps it busy has made a mistake, and is named.
-
-        Whoever goes through the machine's mounts (df, findmnt, a container tool) holds each for a moment, and cannot
-        be waited for; so a mount that is busy without a user is tried again.
-        """
-        for tries_left in reversed(range(_TRIES)):
-            done = subprocess.run(["umount", self.point], capture_output=True, text=True)
-            if done.returncode == 0:
-                break
-            users = ", ".join(users_of(self.point))
-            if users or not tries_left:
-                raise AssertionError(f"{done.stderr.strip()}; in use by: {users or 'nobody'}")
-            time.sleep(_RETRY_S)
+        """Unmount strictly."""
+        unmount(self.point)
         Mount.live.discard(self)
         self._stopped()
 

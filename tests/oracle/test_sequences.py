@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.harness import leaks
 from tests.harness.files import run, tree
-from tests.harness.mounts import KernelMount, Layers, Mount, PyunionMount
+from tests.harness.mounts import KernelMount, Layers, Mount, PyunionMount, unmount
 from tests.harness.snapshot import TELLING_MARKS, Entry, Snapshot, assert_same, snapshot
 from tests.oracle.model import SKELETON, Op, Thing, branches, likely, operations
 
@@ -29,7 +29,7 @@ def memory(_can_mount: None) -> Iterator[Path]:
     base = leaks.make_scratch()
     run("mount", "-t", "tmpfs", "-o", "mode=755", "oracle", base)
     yield base
-    run("umount", base)
+    unmount(base)
     leaks.remove_scratch(base)
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import pytest
 
 from tests.harness.files import run, tree
-from tests.harness.mounts import KernelMount, Layers, Mount, PyunionMount
+from tests.harness.mounts import KernelMount, Layers, Mount, PyunionMount, unmount
 from tests.harness.snapshot import Snapshot, assert_same, snapshot
 from tests.oracle.model import Thing, likely
 from tests.oracle.test_sequences import Side, memory
@@ -128,7 +128,7 @@ def devices(memory: Path, tmp_path: Path) -> Iterator[Path]:
         (point / "lost+found").rmdir()
     yield base
     for point in points:
-        run("umount", point)
+        unmount(point)
 
 
 @FIRST

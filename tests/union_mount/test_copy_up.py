@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import threading
@@ -81,6 +82,24 @@ def test_reading_leaves_the_lower_access_time_alone(union: Union) -> None:
     assert (union.at / "f").read_text() == "text"
     union.unmount()
     assert (union.low / "f").stat().st_atime_ns == NANOSECONDS
+
+
+def test_looking_around_leaves_no_access_times_either(pyunion: Union) -> None:
+    """Listings, symlinks, mappings and copy_up itself."""
+    union = pyunion
+    write(union.low / "d/f", "text")
+    (union.low / "d/s").symlink_to("f")
+    paths = [union.low / path for path in ("d/f", "d/s", "d")]
+    union.watch_lowers = union.compare_with_kernel = False
+    age(*paths)
+    union.mount()
+    assert sorted(path.name for path in (union.at / "d").iterdir()) == ["f", "s"]
+    assert (union.at / "d/s").readlink() == Path("f")
+    with (union.at / "d/f").open("rb") as file, mmap.mmap(file.fileno(), 4, prot=mmap.PROT_READ) as mapping:
+        assert mapping[:] == b"text"
+    append(union.at / "d/f", "+")
+    union.unmount()
+    assert [path.lstat().st_atime_ns for path in paths] == [NANOSECONDS] * 3
 
 
 def test_missing_parents_arrive_with_owner_mode_times_and_xattrs(union: Union) -> None:

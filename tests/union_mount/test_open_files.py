@@ -134,20 +134,20 @@ def _locked_by_another(path: Path, kind: str) -> bool:
     return subprocess.run([sys.executable, "-c", script, path, kind]).returncode == 1
 
 
-@pytest.mark.parametrize("kind", ["flock", "lockf"])
-def test_a_lock_taken_before_copy_up_holds_after_it(pyunion: Union, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "lock"), [("flock", fcntl.LOCK_EX), ("lockf", fcntl.LOCK_SH)])
+def test_a_lock_taken_before_copy_up_holds_after_it(pyunion: Union, kind: str, lock: int) -> None:
+    """An exclusive lock of fcntl takes a writable descriptor, and so would come after the copy_up."""
     write(pyunion.low / "f", "x")
     pyunion.mount()
     f = pyunion.at / "f"
-    flags = os.O_RDONLY if kind == "flock" else os.O_RDWR
-    with opened(f, flags) as holder:
-        getattr(fcntl, kind)(holder, fcntl.LOCK_EX)
-        with opened(f, os.O_RDWR) as writer:
-            os.write(writer, b"y")
-            assert _locked_by_another(f, kind)
-            # POSIX: closing any descriptor of the file drops this process's fcntl locks; so look before.
-        if kind == "flock":
-            fcntl.flock(holder, fcntl.LOCK_UN)
+    with opened(f) as holder:
+        getattr(fcntl, kind)(holder, lock)
+        assert tree(pyunion.top) == []
+        # By another process: closing any descriptor of a file drops the fcntl locks of the process that does.
+        run("sh", "-c", 'echo y >> "$0"', f)
+        assert tree(pyunion.top) == ["f"]
+        assert _locked_by_another(f, kind)
+        getattr(fcntl, kind)(holder, fcntl.LOCK_UN)
         assert not _locked_by_another(f, kind)
 
 

@@ -20,6 +20,7 @@ from tests.harness.files import (
     tree,
     write,
 )
+from tests.harness.mounts import unmount
 from tests.harness.union import Union
 
 
@@ -273,6 +274,30 @@ def test_open_descriptors_follow_a_move(union: Union) -> None:
         os.close(directory)
     assert (union.at / "v/g").read_text() == "01"
     assert_tree(union, "v/", "v/g", "v/new")
+
+
+@pytest.mark.parametrize("option", ["rw", "metacopy=on", "index=off", "userxattr", "xino=off"])
+def test_a_directory_is_renamed_wherever_its_parts_are(pyunion: Union, option: str) -> None:
+    """Of several layers on two file systems: the kernel says EXDEV for some of these options."""
+    union = pyunion
+    union.compare_with_kernel = option != "userxattr"  # it mounts them in another way
+    run("mount", "-t", "tmpfs", "low2", union.low2)
+    try:
+        write(union.low / "d/s/a", "1")
+        write(union.low2 / "d/s/b", "2")
+        write(union.low3 / "e/c", "3")
+        union.mount(option)
+        (union.at / "empty").mkdir()
+        (union.at / "d").rename(union.at / "e/d")  # elsewhere
+        (union.at / "e/d/s").rename(union.at / "empty")  # over another one
+        (union.at / "e").rename(union.at / "f")  # one that has others inside
+        for _ in range(2):
+            assert tree(union.at) == ["empty/", "empty/a", "empty/b", "f/", "f/c", "f/d/"]
+            assert (union.at / "empty/b").read_text() == "2"
+            union.remount()
+    finally:
+        union.clean_up()
+        unmount(union.low2)
 
 
 def test_without_redirects_a_lower_directory_cannot_be_renamed(union: Union) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.files import append, run, tree, write
-from tests.harness.mounts import KernelMount, Layers, MountRefused, PyunionMount
+from tests.harness.mounts import KernelMount, Layers, MountRefused, PyunionMount, unmount
 from tests.harness.union import Union
 
 _MARK = "work/incompat/volatile"
@@ -74,7 +74,7 @@ def disk(union: Union) -> Iterator[Path]:
     device = point.stat().st_dev
     yield Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
     union.clean_up()
-    run("umount", point)
+    unmount(point)
 
 
 def _written(disk: Path) -> int:
