@@ -97,7 +97,7 @@ def _mounts_below(top: Path) -> Iterator[Path]:
 def clear(top: Path) -> None:
     """Unmount all that is mounted on a directory or below it; what stays busy is detached."""
     deadline = time.monotonic() + 5
-    while any(subprocess.run(["umount", "-q", point]).returncode for point in _mounts_below(top)):
+    while any(subprocess.run(["umount", point], capture_output=True).returncode for point in _mounts_below(top)):
         if time.monotonic() > deadline:
             for point in _mounts_below(top):
                 subprocess.run(["umount", "--lazy", point])

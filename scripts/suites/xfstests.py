@@ -17,7 +17,7 @@ from pathlib import Path
 
 from suites.suite import Job, Outcome, Suite, clear, environment
 
-DEVICES = ("test", "scratch")
+DEVICES = ("conformance-test", "conformance-scratch")
 BRANCHES = ("lower", "upper", "work")  # suites/stand_in.py finds them by these names
 SIZE = "2G"  # of an image
 
@@ -53,13 +53,14 @@ def _configuration(job: Job, devices: dict[str, str]) -> dict[str, str]:
     places = {"TEST_DIR": "mnt/test", "SCRATCH_MNT": "mnt/scratch", "RESULT_BASE": "results"}
     common = {variable: str(job.directory(name)) for variable, name in places.items()}
     if job.side == "kernel":
-        return {**common, "FSTYP": "ext4", "TEST_DEV": devices["test"], "SCRATCH_DEV": devices["scratch"]}
+        test, scratch = devices.values()
+        return {**common, "FSTYP": "ext4", "TEST_DEV": test, "SCRATCH_DEV": scratch}
     return {
         **common,
         "FSTYP": "fuse",
         "FUSE_SUBTYP": ".pyunion",
-        "TEST_DEV": "test",
-        "SCRATCH_DEV": "scratch",
+        "TEST_DEV": DEVICES[0],
+        "SCRATCH_DEV": DEVICES[1],
         "MOUNT_OPTIONS": "-orw",
         "TEST_FS_MOUNT_OPTS": "-orw",
     }
