@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -50,8 +51,8 @@ def run(suite: Suite, mode: str, side: str, arguments: argparse.Namespace) -> Ou
                 outcomes[name] = why
                 if why:
                     print(f"  {name}: {why}", file=sys.stderr, flush=True)
-        except MountRefused as error:
-            outcomes["mount"] = str(error)
+        except (MountRefused, OSError, subprocess.SubprocessError) as error:
+            outcomes["set-up"] = str(error)
     return outcomes
 
 
@@ -114,9 +115,8 @@ def report(results: Results, not_there: dict[str, str]) -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--suite", action="append", choices=[suite.name for suite in SUITES], help="only this one (may be repeated)"
-    )
+    names = [suite.name for suite in SUITES]
+    parser.add_argument("--suite", action="append", choices=names, help="only this one (may be repeated)")
     parser.add_argument("--only", choices=SIDES, help="only this side")
     parser.add_argument("--quick", action="store_true", help="the first mode of each suite, and less of each")
     parser.add_argument("--minutes", type=float, default=60, help="stop xfstests after so many, on each side")

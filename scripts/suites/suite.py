@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,12 +86,10 @@ def _stop(process: subprocess.Popen[bytes], by: int) -> None:
             continue
 
 
-def _mounts_below(top: Path) -> Iterator[Path]:
+def _mounts_below(top: Path) -> list[Path]:
     """The last one first."""
-    for mount in reversed(mounted()):
-        point = Path(os.fsdecode(mount.point))
-        if point.is_relative_to(top):
-            yield point
+    points = [Path(os.fsdecode(mount.point)) for mount in reversed(mounted())]
+    return [point for point in points if point.is_relative_to(top)]
 
 
 def clear(top: Path) -> None:

@@ -19,7 +19,6 @@ from suites.suite import Job, Outcome, Suite, clear, environment
 
 DEVICES = ("conformance-test", "conformance-scratch")
 BRANCHES = ("lower", "upper", "work")  # suites/stand_in.py finds them by these names
-SIZE = "2G"  # of an image
 
 
 @contextlib.contextmanager
@@ -29,7 +28,7 @@ def _devices(job: Job) -> Iterator[dict[str, str]]:
     try:
         for name in DEVICES:
             image = job.base / f"{name}.img"
-            subprocess.run(["truncate", "-s", SIZE, image], check=True)
+            subprocess.run(["truncate", "-s", "2G", image], check=True)
             subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
             found[name] = subprocess.check_output(["losetup", "--find", "--show", image], text=True).strip()
         yield found
