@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -127,6 +128,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing stays mounted then, either
     chosen = [suite for suite in SUITES if not arguments.suite or suite.name in arguments.suite]
     not_there = {suite.name: why for suite in chosen if (why := missing(suite))}
     results = {suite.name: run_all(suite, arguments) for suite in chosen if suite.name not in not_there}
