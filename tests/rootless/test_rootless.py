@@ -89,6 +89,19 @@ def test_the_kernel_reads_the_marks_by_userxattr(place: Path, way: str) -> None:
     assert as_user(place, "user namespace", look) == EXPECTED
 
 
+@pytest.mark.parametrize("way", _WRAPPERS)
+def test_a_user_renames_a_lower_directory(place: Path, way: str) -> None:
+    """By rename(2), where mv would copy; with the kernel's userxattr it is EXDEV."""
+    script = """
+    $PYUNION mount --lower lower --upper upper --work work mnt
+    perl -e 'rename "mnt/d", "mnt/e" or die $!'
+    cat mnt/e/stays
+    umount mnt 2>/dev/null || $PYUNION umount mnt
+    """
+    assert as_user(place, way, script) == "stays\n"
+    assert os.listdir(place / "upper/e") == []
+
+
 def test_lower_objects_of_owners_without_an_id_here_can_be_changed_as_their_modes_allow(place: Path) -> None:
     foreign = write(place / "lower/foreign", "root's\n", mode=0o666)
     (place / "lower/open").mkdir(mode=0o777)

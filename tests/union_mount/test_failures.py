@@ -98,6 +98,8 @@ def test_an_upper_without_xattrs_refuses_only_what_needs_them(pyunion: Union) ->
         append(union.at / "f", "y")
         assert (union.at / "f").read_text() == "xy"
         (union.at / "f").unlink()
+        assert outcome(os.rename, union.at / "d", union.at / "e") == "EXDEV"  # there is no place for a redirect
+        assert (union.at / "d/y").exists()
         run("rm", "-r", union.at / "d")
         if outcome(os.mkdir, union.at / "d") == "OK":
             assert os.listdir(union.at / "d") == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -177,60 +176,6 @@ def test_a_listing_in_small_pieces_is_complete(union: Union) -> None:
     union.mount()
     listed = run("ls", "-f", union.at / "d").split()
     assert len(listed) == len(set(listed)) == 2002
-
-
-def test_a_listing_stays_whole_while_entries_come_and_go(union: Union) -> None:
-    names = {f"file-with-a-rather-long-name-{number:05}" for number in range(3000)}
-    for number, name in enumerate(sorted(names)):
-        write((union.low, union.low2)[number % 2] / "d" / name)
-    union.mount()
-    enough = union.base / "enough"
-    script = 'until [ -e "$1" ]; do : > "$0/tmp"; ls "$0" >/dev/null; rm "$0/tmp"; done'
-    churn = subprocess.Popen(["sh", "-c", script, union.at / "d", enough])
-    try:
-        for _ in range(5):
-            listed = [entry.name for entry in os.scandir(union.at / "d")]
-            assert len(listed) == len(set(listed))
-            assert set(listed) - {"tmp"} == names
-    finally:
-        enough.touch()  # it ends by itself: a signal would leave the command that it runs just now
-        churn.wait(60)
-
-
-def test_seekdir_returns_to_the_same_place(pyunion: Union) -> None:
-    """Though an entry that was passed is gone and there is a new one, which the listing may have or not."""
-    for number in range(300):
-        write(pyunion.low / f"d/{number}")
-    pyunion.mount()
-    program = pyunion.base / "seek"
-    write(
-        program.with_suffix(".c"),
-        r"""
-        #include <dirent.h>
-        #include <stdio.h>
-        #include <string.h>
-        #include <unistd.h>
-        int main(int argc, char **argv) {
-            DIR *d = opendir(argv[1]);
-            char passed[256], next[256], path[4096];
-            int after = 0, again = 0;
-            for (int i = 0; i < 100; i++) strcpy(passed, readdir(d)->d_name);
-            long here = telldir(d);
-            strcpy(next, readdir(d)->d_name);
-            while (readdir(d)) after++;
-            snprintf(path, sizeof path, "%s/extra", argv[1]);
-            fclose(fopen(path, "w"));
-            snprintf(path, sizeof path, "%s/%s", argv[1], passed);
-            if (unlink(path)) return 2;
-            seekdir(d, here);
-            if (strcmp(next, readdir(d)->d_name)) return 3;
-            for (struct dirent *entry; (entry = readdir(d)); ) again += strcmp(entry->d_name, "extra") != 0;
-            return again != after;
-        }
-        """,
-    )
-    run("gcc", "-o", program, program.with_suffix(".c"))
-    run(program, pyunion.at / "d")
 
 
 @pytest.mark.parametrize("count", [100, 500])

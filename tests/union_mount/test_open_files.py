@@ -152,6 +152,57 @@ def test_a_lock_taken_before_copy_up_holds_after_it(pyunion: Union, kind: str, l
 
 
 @pytest.mark.parametrize("kind", ["flock", "lockf"])
+def test_a_shared_lock_of_a_reader_keeps_writers_out_over_copy_up(pyunion: Union, kind: str) -> None:
+    write(pyunion.low / "f", "x")
+    pyunion.mount()
+    f = pyunion.at / "f"
+    with opened(f) as reader:
+        getattr(fcntl, kind)(reader, fcntl.LOCK_SH)
+        assert tree(pyunion.top) == []
+        run("sh", "-c", 'echo y >> "$0"', f)  # another process: closing f in this one would drop the fcntl lock
+        assert tree(pyunion.top) == ["f"]
+        assert _locked_by_another(f, kind)
+        getattr(fcntl, kind)(reader, fcntl.LOCK_UN)
+        assert not _locked_by_another(f, kind)
+
+
+@pytest.mark.parametrize("kind", ["flock", "lockf"])
+def test_a_lock_taken_after_copy_up_holds_for_a_descriptor_from_before_it(pyunion: Union, kind: str) -> None:
+    write(pyunion.low / "f", "x")
+    pyunion.mount()
+    f = pyunion.at / "f"
+    script = (
+        "import fcntl, os, sys\n"
+        "fd = os.open(sys.argv[1], os.O_RDWR)\n"
+        "getattr(fcntl, sys.argv[2])(fd, fcntl.LOCK_EX)\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with opened(f) as before:
+        with subprocess.Popen(
+            [sys.executable, "-c", script, f, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "locked\n"
+            lock = getattr(fcntl, kind)
+            assert outcome(lock, before, fcntl.LOCK_SH | fcntl.LOCK_NB) in ("EAGAIN", "EACCES")
+        assert outcome(lock, before, fcntl.LOCK_SH | fcntl.LOCK_NB) == "OK"
+
+
+@pytest.mark.parametrize("layer", ["low", "top"])
+def test_an_unlinked_file_can_be_opened_again_by_its_descriptor(pyunion: Union, layer: str) -> None:
+    write(getattr(pyunion, layer) / "f", "text")
+    pyunion.mount()
+    with opened(pyunion.at / "f") as reader:
+        (pyunion.at / "f").unlink()
+        with opened(Path(f"/proc/self/fd/{reader}"), os.O_RDWR) as writer:
+            os.write(writer, b"TEXT, more")
+            assert os.fstat(writer).st_nlink == 0
+        assert os.pread(reader, 99, 0) == b"TEXT, more"
+    assert tree(pyunion.at) == []
+
+
+@pytest.mark.parametrize("kind", ["flock", "lockf"])
 def test_locks_exclude_between_processes(union: Union, kind: str) -> None:
     union.mount()
     f = write(union.at / "f", "x")
