@@ -20,7 +20,7 @@ from pyunion.branch import opening, syscalls
 from pyunion.branch.copyup import Terms
 from pyunion.branch.dirs import Branch, DirCache
 from pyunion.branch.handles import Origins
-from pyunion.branch.index import Index, open_index_directory
+from pyunion.branch.index import Index, make_index_directory, open_index_directory
 from pyunion.branch.probe import UpperFeatures, probe_upper
 from pyunion.branch.work import Work
 from pyunion.config import MountConfig
@@ -55,53 +55,55 @@ def serve(
         trio.run(session.serve, ready, stopping)
 
 
-class _Writable(NamedTuple):
+class _Top(NamedTuple):
     """What only a union with an upper branch has."""
 
     upper: Branch
-    work: Work
     work_root: int
-    features: UpperFeatures
+    work: Work | None  # None in a read-only mount, as are the features
+    features: UpperFeatures | None
 
 
 def _build(config: MountConfig, cache: DirCache, stack: ExitStack) -> FileSystem:
-    prefix = marks.USER if config.userxattr else marks.TRUSTED
     owners = _owners(config)
-    lower_paths = list(config.lowers)
-    writable: _Writable | None = None
-    if config.upper is not None and config.work is not None and not config.read_only:
-        writable = _open_writable(config, config.upper, config.work, owners, cache, stack)
-        prefix = writable.features.xattr_prefix or prefix
-    elif config.upper is not None and config.work is not None:
-        work_root = opening.open_directory(config.work)
-        stack.callback(os.close, work_root)
-        opening.refuse_marked(work_root, config.work)
-        lower_paths.insert(0, config.upper)
+    top: _Top | None = None
+    if config.upper is not None and config.work is not None:
+        if config.read_only:
+            top = _open_readonly(config.upper, config.work, _prefix_to_read(config, owners), cache, stack)
+        else:
+            top = _open_writable(config, config.upper, config.work, owners, cache, stack)
+    prefix = (top and top.upper.xattr_prefix) or (marks.USER if config.userxattr else marks.TRUSTED)
     lowers = opening.open_lowers(
-        lower_paths,
+        config.lowers,
         cache,
         stack,
-        first_index=0 if writable is None else 1,
+        first_index=0 if top is None else 1,
         xattr_prefix=prefix,
         aufs=config.aufs,
         data_only=config.data_only,
     )
     merged = len(lowers) - config.data_only
     lowers, data = lowers[:merged], lowers[merged:]
-    if writable is None:
+    if top is None:
         return FileSystem(lowers, None, _settings(config, None, prefix, owners), data_branches=data)
     origins = index = None
-    if writable.features.xattr_prefix == marks.TRUSTED:
+    if top.upper.xattr_prefix == marks.TRUSTED:
         origins = Origins(lowers, stack)
         if config.index is not False:
-            index = _open_index(origins, writable.work_root, cache, stack, required=config.index is True)
-    settings = _settings(config, writable.features, prefix, owners)
-    return FileSystem([writable.upper, *lowers], writable.work, settings, origins, index, data)
+            index = _open_index(config, origins, top.work_root, cache, stack)
+    settings = _settings(config, top.features, prefix, owners)
+    return FileSystem([top.upper, *lowers], top.work, settings, origins, index, data)
+
+
+def _prefix_to_read(config: MountConfig, owners: Owners) -> bytes:
+    """Of the marks that a writable mount would leave: trusted.* is for root, and not in a user namespace."""
+    root = os.geteuid() == 0 and owners.uids.overflow is None
+    return marks.TRUSTED if root and not config.userxattr else marks.USER
 
 
 def _open_writable(
     config: MountConfig, upper: bytes, work: bytes, owners: Owners, cache: DirCache, stack: ExitStack
-) -> _Writable:
+) -> _Top:
     opening.lock_directory(upper, stack)
     work_root = opening.lock_directory(work, stack)
     work_fd = opening.open_work(work_root, work, volatile=config.volatile)
@@ -116,27 +118,42 @@ def _open_writable(
         owners.gids.overflow,
         must_chown=os.geteuid() == 0,
     )
-    return _Writable(
+    return _Top(
         opening.open_upper(upper, cache, stack, features.xattr_prefix),
-        Work(work_fd, terms, device_whiteouts=features.whiteout_device),
         work_root,
+        Work(work_fd, terms, device_whiteouts=features.whiteout_device),
         features,
     )
 
 
+def _open_readonly(upper: bytes, work: bytes, xattr_prefix: bytes, cache: DirCache, stack: ExitStack) -> _Top:
+    """Upper stays what it is, with its origins and the index, as with the kernel's `ro`; nothing is written, not even
+    to the work directory, so that both may be on a read-only file system."""
+    opening.lock_directory(upper, stack, shared=True)
+    work_root = opening.lock_directory(work, stack, shared=True)
+    opening.refuse_marked(work_root, work)
+    branch = opening.open_upper(upper, cache, stack, xattr_prefix, read_only=True)
+    return _Top(branch, work_root, None, None)
+
+
 def _open_index(
-    origins: Origins, work_root: int, cache: DirCache, stack: ExitStack, required: bool
+    config: MountConfig, origins: Origins, work_root: int, cache: DirCache, stack: ExitStack
 ) -> Index | None:
     """The index, where every lower branch has file handles to find its files by."""
     if not origins.usable:
         log.log(
-            logging.WARNING if required else logging.INFO,
+            logging.WARNING if config.index else logging.INFO,
             "a lower branch has no file handles: index=off, and copy_up parts the hard links of a lower file",
         )
         return None
-    fd = open_index_directory(work_root)
+    try:
+        if not config.read_only:
+            make_index_directory(work_root)
+        fd = open_index_directory(work_root)
+    except FileNotFoundError:
+        return None  # the union was never written to
     stack.callback(os.close, fd)
-    return Index(Branch(0, b"index", fd, cache, writable=True))
+    return Index(Branch(0, b"index", fd, cache, is_upper=True))
 
 
 def _owners(config: MountConfig) -> Owners:

@@ -57,7 +57,7 @@ class Branch:
     """One branch of the union: its place in the stack, its root, and what kind of marks to read in it."""
 
     __slots__ = (
-        "aufs", "cache", "data_below", "index", "is_last", "path", "root", "user_marks", "writable", "xattr_prefix",
+        "aufs", "cache", "data_below", "index", "is_last", "is_upper", "path", "root", "user_marks", "xattr_prefix",
     )  # fmt: skip
 
     def __init__(
@@ -67,7 +67,7 @@ class Branch:
         root_fd: int,
         cache: DirCache,
         *,
-        writable: bool = False,
+        is_upper: bool = False,
         is_last: bool = False,
         data_below: bool = False,
         xattr_prefix: bytes | None = marks.TRUSTED,
@@ -77,7 +77,7 @@ class Branch:
         self.index = index
         self.path = path
         self.cache = cache
-        self.writable = writable
+        self.is_upper = is_upper
         self.is_last = is_last  # the bottom branch: opaque marks and redirects in it say nothing
         self.data_below = data_below  # of it there are data-only branches: files in it may be metadata-only copies
         self.xattr_prefix = xattr_prefix

@@ -51,11 +51,15 @@ class Index:
         objects.set_xattr(self.dir.fd(), name, self._nlink, origin.from_lower(more_names))
 
 
-def open_index_directory(work_root: int) -> int:
-    """A descriptor of WORK/index, made if need be with the mode that the kernel gives it."""
+def make_index_directory(work_root: int) -> None:
+    """Make WORK/index if need be, with the mode that the kernel gives it."""
     try:
         os.mkdir(b"index", 0, dir_fd=work_root)
     except OSError as error:
         if error.errno != EEXIST:
             raise
+
+
+def open_index_directory(work_root: int) -> int:
+    """A descriptor of WORK/index."""
     return os.open(b"index", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work_root)

@@ -75,7 +75,7 @@ def read_file_marks(parent: Dir, name: bytes) -> FileMarks:
     if metacopy and prefix + marks.REDIRECT in keys:
         redirect = _checked_redirect(parent.branch, name, objects.get_mark(fd, name, prefix + marks.REDIRECT))
     origin = None
-    if parent.branch.writable and prefix + marks.ORIGIN in keys:
+    if parent.branch.is_upper and prefix + marks.ORIGIN in keys:
         origin = objects.get_mark(fd, name, prefix + marks.ORIGIN)
     return FileMarks(metacopy, redirect, origin)
 

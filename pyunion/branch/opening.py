@@ -44,11 +44,16 @@ def open_directory(path: bytes, flags: int = _PATH_DIR) -> int:
         ) from None
 
 
-def open_upper(path: bytes, cache: DirCache, stack: ExitStack, xattr_prefix: bytes | None) -> Branch:
-    """The writable branch; its descriptor is closed by `stack`."""
-    fd = open_directory(path)
-    stack.callback(os.close, fd)
-    branch = Branch(0, path, fd, cache, writable=True, xattr_prefix=xattr_prefix)
+def open_upper(
+    path: bytes, cache: DirCache, stack: ExitStack, xattr_prefix: bytes | None, *, read_only: bool = False
+) -> Branch:
+    """The upper branch; its descriptor is closed by `stack`. In a read-only mount nothing can be changed by it."""
+    if read_only:
+        (fd,) = open_readonly([path], stack)
+    else:
+        fd = open_directory(path)
+        stack.callback(os.close, fd)
+    branch = Branch(0, path, fd, cache, is_upper=True, xattr_prefix=xattr_prefix)
     _read_root_mark(branch)
     return branch
 
@@ -90,21 +95,24 @@ def open_lowers(
     return branches
 
 
-def lock_directory(path: bytes, stack: ExitStack) -> int:
-    """A descriptor of the directory that holds an exclusive flock until `stack` ends.
+def lock_directory(path: bytes, stack: ExitStack, *, shared: bool = False) -> int:
+    """A descriptor of the directory that holds a flock until `stack` ends; read-only mounts share theirs.
 
     Raises PyunionError naming the process that has the lock.
     """
     fd = open_directory(path, _DIR)
     stack.callback(os.close, fd)
     deadline = time.monotonic() + _LOCK_WAIT_S
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise PyunionError(
-                    f"{os.fsdecode(path)} is in use by {_lock_holder(fd)}; unmount that first", ExitCode.BUSY
+                    f"{os.fsdecode(path)} is in use by {_lock_holder(fd)}; unmount that first, also in other mount "
+                    "namespaces, which may have a copy of it",
+                    ExitCode.BUSY,
                 ) from None
             time.sleep(_LOCK_RETRY_S)
         except OSError as error:

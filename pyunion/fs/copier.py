@@ -61,7 +61,7 @@ class Copier:
     def directory(self, node: Directory) -> Dir:
         """The directory's part in upper, made with all its missing parents if need be."""
         top = node.layers[0]
-        if top.branch.writable:
+        if top.branch.is_upper:
             return top
         work = self.work
         missing: list[Directory] = []

@@ -53,7 +53,7 @@ class FileSystem:
         index: Index | None = None,
         data_branches: Sequence[Branch] = (),
     ) -> None:
-        upper = branches[0] if branches[0].writable else None
+        upper = branches[0] if branches[0].is_upper else None
         root = Directory(None, b"", tuple(branch.root for branch in branches))
         self.cache: DirCache = branches[0].cache
         self.statfs_fd = root.layers[0].fd()
@@ -68,7 +68,8 @@ class FileSystem:
         data_layers = [branch.root for branch in data_branches]
         self.lookup = Lookup(self.table, data_layers, origins, index, settings.follow_redirects)
         self.copier = Copier(self.table, upper, work, origins, index, settings.metacopy)
-        self.lookup.settle = self.copier.links.settle
+        if work is not None:
+            self.lookup.settle = self.copier.links.settle
         self.files = OpenFiles(self.copier, settings.owners.gids, writeback=settings.writeback, sync=settings.sync)
         self.listings = Listings(self.lookup)
         self.attributes = Attributes(self.copier, settings.xattr_prefix, settings.owners)

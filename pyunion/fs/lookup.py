@@ -162,7 +162,7 @@ class Lookup:
     def _file(self, parent: Directory, position: int, name: bytes, st: os.stat_result) -> Found:
         layer = parent.layers[position]
         branch = layer.branch
-        if branch.writable:
+        if branch.is_upper:
             found = read_file_marks(layer, name)
             data = None
             if found.metacopy and S_ISREG(st.st_mode):
@@ -227,7 +227,7 @@ class Lookup:
             return Found(st, layer, name, (top,))
         found = read_dir_marks(layer, name)
         top.xwhiteouts = found.xwhiteouts
-        own_redirect = found.redirect if layer.branch.writable else None
+        own_redirect = found.redirect if layer.branch.is_upper else None
         if found.opaque:
             return Found(st, layer, name, (top,), own_redirect)
         stack = [top]
@@ -237,7 +237,7 @@ class Lookup:
             part.xwhiteouts = xwhiteouts
             stack.append(part)
             lower_st = lower_st or below_st
-        if not layer.branch.writable:
+        if not layer.branch.is_upper:
             lower_st = None  # the top itself is the topmost lower part
         return Found(st, layer, name, tuple(stack), own_redirect, lower_st=lower_st)
 

@@ -61,7 +61,7 @@ class File(Node):
 
     @property
     def in_upper(self) -> bool:
-        return self.dir.branch.writable
+        return self.dir.branch.is_upper
 
     def at(self, directory: Dir, real: bytes) -> None:
         """The object has come to another place of upper."""
@@ -93,7 +93,7 @@ class Directory(Node):
 
     @property
     def in_upper(self) -> bool:
-        return self.layers[0].branch.writable
+        return self.layers[0].branch.is_upper
 
     @property
     def lowers(self) -> tuple[Dir, ...]:

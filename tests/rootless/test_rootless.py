@@ -90,6 +90,18 @@ def test_the_kernel_reads_the_marks_by_userxattr(place: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", _WRAPPERS)
+def test_ro_reads_the_marks_that_a_user_has_written(place: Path, way: str) -> None:
+    as_user(place, way, CHANGES)
+    look = """
+    $PYUNION mount -o ro --lower lower --upper upper --work work mnt
+    cat mnt/moved mnt/d/stays
+    ls mnt mnt/d
+    umount mnt 2>/dev/null || $PYUNION umount mnt
+    """
+    assert as_user(place, way, look) == EXPECTED
+
+
+@pytest.mark.parametrize("way", _WRAPPERS)
 def test_a_user_renames_a_lower_directory(place: Path, way: str) -> None:
     """By rename(2), where mv would copy; with the kernel's userxattr it is EXDEV."""
     script = """

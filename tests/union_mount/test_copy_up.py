@@ -240,31 +240,6 @@ def test_inode_numbers_stay_over_copy_up_and_rename(union: Union) -> None:
         assert entry.inode() == os.lstat(entry.path).st_ino
 
 
-@pytest.mark.xfail(strict=True, reason="with ro upper is one more lower branch, whose origins are not followed")
-def test_inode_numbers_stay_when_the_union_is_mounted_read_only(pyunion: Union) -> None:
-    """As with the kernel's `ro`, which keeps upper as what it is."""
-    write(pyunion.low / "d/f")
-    pyunion.mount()
-    paths = (pyunion.at / "d", pyunion.at / "d/f")
-    append(pyunion.at / "d/f", "+")
-    before = [path.stat().st_ino for path in paths]
-    pyunion.unmount()
-    pyunion.mount("ro")
-    assert [path.stat().st_ino for path in paths] == before
-
-
-@pytest.mark.xfail(strict=True, reason="with ro the index is not read")
-def test_the_links_of_a_lower_file_stay_one_when_the_union_is_mounted_read_only(pyunion: Union) -> None:
-    write(pyunion.low / "one", "a")
-    os.link(pyunion.low / "one", pyunion.low / "two")
-    pyunion.compare_with_kernel = False  # which does not read it either without upper
-    pyunion.mount()
-    append(pyunion.at / "one", "b")
-    pyunion.unmount()
-    pyunion.mount("ro")
-    assert [(pyunion.at / name).read_text() for name in ("one", "two")] == ["ab", "ab"]
-
-
 def test_one_device_number_and_no_inode_number_twice(pyunion: Union) -> None:
     union = pyunion
     run("mount", "-t", "tmpfs", "low2", union.low2)

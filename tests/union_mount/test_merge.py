@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.harness.files import (
-    append,
     make_opaque,
     make_whiteout,
     outcome,
     run,
-    touch_open,
     tree,
     write,
 )
@@ -139,45 +137,6 @@ def test_dot_and_dotdot_are_listed_by_getdents(union: Union) -> None:
     union.mount()
     assert sorted(run("ls", "-a", "-U", union.at / "d").split()) == [".", "..", "f"]
     assert os.stat(union.at / "d/..").st_ino == union.at.stat().st_ino
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_without_upper_every_change_is_refused(pyunion: Union, count: int) -> None:
-    union = pyunion
-    write(union.low / "f", "text")
-    write(union.low / "d/inside")
-    union.mount(lowers=(union.low, union.low2, union.low3)[:count], writable=False)
-    at = union.at
-    attempts = {
-        "open": outcome(touch_open, at / "f", os.O_RDWR),
-        "append": outcome(touch_open, at / "f", os.O_WRONLY | os.O_APPEND),
-        "create": outcome(touch_open, at / "n", os.O_CREAT | os.O_WRONLY),
-        "truncate": outcome(os.truncate, at / "f", 0),
-        "mkdir": outcome(os.mkdir, at / "k"),
-        "unlink": outcome(os.unlink, at / "f"),
-        "rmdir": outcome(os.rmdir, at / "d"),
-        "rename": outcome(os.rename, at / "f", at / "g"),
-        "link": outcome(os.link, at / "f", at / "h"),
-        "symlink": outcome(os.symlink, "f", at / "s"),
-        "mknod": outcome(os.mkfifo, at / "p"),
-        "chmod": outcome(os.chmod, at / "f", 0o600),
-        "chown": outcome(os.chown, at / "f", 1, 1),
-        "utime": outcome(os.utime, at / "f", (1, 1)),
-        "setxattr": outcome(os.setxattr, at / "f", "user.a", b"1"),
-    }
-    assert attempts == dict.fromkeys(attempts, "EROFS")
-    assert (at / "f").read_text() == "text"
-    assert tree(at) == ["d/", "d/inside", "f"]
-
-
-def test_the_ro_option_makes_a_writable_union_read_only(union: Union) -> None:
-    write(union.low / "f", "text")
-    union.mount("ro")
-    assert outcome(touch_open, union.at / "n", os.O_CREAT | os.O_WRONLY) == "EROFS"
-    assert outcome(append, union.at / "f", "x") == "EROFS"
-    assert (union.at / "f").read_text() == "text"
-    union.unmount()
-    assert tree(union.top) == []
 
 
 def test_branches_may_be_symlinks_and_colons_are_escaped(union: Union) -> None:
