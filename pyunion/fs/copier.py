@@ -14,8 +14,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from errno import ENOENT, EROFS
 from stat import S_ISREG
 
-import trio
-
 from pyunion.branch import copyup, objects
 from pyunion.branch import marks as branch_marks
 from pyunion.branch.dirs import Branch, Dir
@@ -25,6 +23,7 @@ from pyunion.branch.work import Work
 from pyunion.fs.links import Links
 from pyunion.fs.locks import KeyedLock
 from pyunion.fs.nodes import Directory, File, Node, Table
+from pyunion.fs.waiting import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +54,11 @@ class Copier:
         if self._work is None:
             raise OSError(EROFS, os.strerror(EROFS))
         return self._work
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether nothing is ever copied."""
+        return self._work is None
 
     # -- directories: small, so at once -----------------------------------------------------------------------
 
@@ -156,7 +160,7 @@ class Copier:
         wanted = source.st.st_size if size is None else min(size, source.st.st_size)
         arguments = (work.fd, staged, source, wanted, work.terms)
         if wanted:
-            await trio.to_thread.run_sync(copyup.stage_file, *arguments)
+            await in_thread(copyup.stage_file, *arguments)
         else:
             copyup.stage_file(*arguments)
 
@@ -218,10 +222,10 @@ class Copier:
             try:
                 st = os.fstat(target)
                 wanted = st.st_size if size is None else min(size, st.st_size)
-                await trio.to_thread.run_sync(copyup.copy_data, source, target, wanted)
+                await in_thread(copyup.copy_data, source, target, wanted)
                 os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
                 if work.terms.sync:
-                    await trio.to_thread.run_sync(os.fsync, target)
+                    await in_thread(os.fsync, target)
             finally:
                 os.close(target)
         finally:
