@@ -33,6 +33,7 @@ class MountConfig:
     userxattr: bool = False
     index: bool | None = None  # None: on where it works
     writeback: bool = True
+    passthrough: bool = True  # the kernel reads and writes upper files by itself, where it can
     mount_flags: tuple[str, ...] = ()  # flags of the FUSE mount itself; `ro` follows from read_only
     fsname: str = "pyunion"
     foreground: bool = False
@@ -82,6 +83,8 @@ _SWITCHES: dict[bytes, dict[str, bool]] = {
     b"noaufs": {"aufs": False},
     b"index=on": {"index": True},
     b"index=off": {"index": False},
+    b"passthrough=auto": {"passthrough": True},
+    b"passthrough=off": {"passthrough": False},
     b"writeback": {"writeback": True},
     b"nowriteback": {"writeback": False},
     # as fuse-overlayfs says them

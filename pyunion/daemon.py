@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import trio
 
-from pyunion import board
+from pyunion import board, mountinfo
 from pyunion.branch import opening, syscalls
 from pyunion.branch.copyup import Terms
 from pyunion.branch.dirs import Branch, DirCache
@@ -32,6 +32,7 @@ from pyunion.union.ids import Owners
 log = logging.getLogger(__name__)
 
 _MOST_CACHED_DIRS = 8192
+_STACKED = ("overlay", "fuse", "ecryptfs")
 
 
 def serve(
@@ -85,20 +86,19 @@ def _build(config: MountConfig, cache: DirCache, stack: ExitStack) -> FileSystem
     merged = len(lowers) - config.data_only
     lowers, data = lowers[:merged], lowers[merged:]
     if top is None:
-        return FileSystem(lowers, None, _settings(config, None, prefix, owners), data_branches=data)
+        return FileSystem(lowers, None, _settings(config, top, prefix, owners), data_branches=data)
     origins = index = None
     if top.upper.xattr_prefix == marks.TRUSTED:
         origins = Origins(lowers, stack)
         if config.index is not False:
             index = _open_index(config, origins, top.work_root, cache, stack)
-    settings = _settings(config, top.features, prefix, owners)
+    settings = _settings(config, top, prefix, owners)
     return FileSystem([top.upper, *lowers], top.work, settings, origins, index, data)
 
 
 def _prefix_to_read(config: MountConfig, owners: Owners) -> bytes:
     """Of the marks that a writable mount would leave: trusted.* is for root, and not in a user namespace."""
-    root = os.geteuid() == 0 and owners.uids.overflow is None
-    return marks.TRUSTED if root and not config.userxattr else marks.USER
+    return marks.TRUSTED if _root(owners) and not config.userxattr else marks.USER
 
 
 def _open_writable(
@@ -174,12 +174,25 @@ def _unmapped(kind: str) -> int | None:
     return None if any(inside <= overflow < inside + count for inside, _, count in ranges) else overflow
 
 
-def _settings(config: MountConfig, features: UpperFeatures | None, prefix: bytes, owners: Owners) -> Settings:
+def _root(owners: Owners) -> bool:
+    """Whether we are root, and not only in a user namespace."""
+    return os.geteuid() == 0 and owners.uids.overflow is None
+
+
+def _is_stacked(fd: int) -> bool:
+    """Whether a file is on a file system that has its files on another one: these cannot be passed through."""
+    number = mountinfo.mount_id(fd)
+    return any(mount.mount_id == number and mount.fstype.startswith(_STACKED) for mount in mountinfo.read())
+
+
+def _settings(config: MountConfig, top: _Top | None, prefix: bytes, owners: Owners) -> Settings:
+    features = None if top is None else top.features
     return Settings(
         redirect_dir=config.redirect_dir,
         follow_redirects=config.follow_redirects,
         metacopy=config.metacopy,
         writeback=config.writeback and features is not None,
+        passthrough=config.passthrough and _root(owners) and (top is None or not _is_stacked(top.upper.root.fd())),
         sync=config.syncs,
         rename_whiteout=features is not None and features.rename_whiteout,
         switch_ids=os.geteuid() == 0 and syscalls.keep_capabilities_over_setfsuid(),

@@ -10,6 +10,8 @@ import ctypes
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from errno import ENOSYS, EPERM
 
 AT_FDCWD = -100
@@ -36,6 +38,7 @@ _MS_NOATIME = 0x400
 _MS_BIND = 0x1000
 _MS_REC = 0x4000
 _MS_PRIVATE = 0x40000
+_CAPABILITY_VERSION_3 = 0x20080522
 _PR_SET_SECUREBITS = 28
 _PR_GET_SECUREBITS = 27
 _SECBIT_NO_SETUID_FIXUP = 1 << 2
@@ -166,3 +169,17 @@ def set_filesystem_ids(uid: int, gid: int) -> None:
     """setfsuid(2) and setfsgid(2) of this thread: who owns what it creates. Both never fail."""
     _libc.setfsgid(gid)
     _libc.setfsuid(uid)
+
+
+@contextmanager
+def without_capability(number: int) -> Iterator[None]:
+    """This thread does not have the capability meanwhile (capset(2)); one of the first 32."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    before = ctypes.create_string_buffer(24)  # effective, permitted and inheritable: the first 32 bits, and the others
+    _check(_libc.capget(header, before))
+    effective, *others = struct.unpack("=6I", before.raw)
+    _check(_libc.capset(header, struct.pack("=6I", effective & ~(1 << number), *others)))
+    try:
+        yield
+    finally:
+        _check(_libc.capset(header, before))

@@ -113,7 +113,9 @@ def _passthrough() -> str:
     numbers = re.match(r"(\d+)\.(\d+)", platform.release())
     if numbers is None or (int(numbers[1]), int(numbers[2])) < (6, 9):
         return "no; it takes Linux 6.9"
-    return "no; the kernel has it, but this version does not use it yet"
+    if _extension() is not True:
+        return "no; it takes the extension"
+    return "yes, for root" if os.geteuid() else "yes"
 
 
 # -- branches -----------------------------------------------------------------------------------------------------

@@ -76,6 +76,8 @@ def _switches(arguments: Namespace) -> list[bytes]:
     texts = []
     if arguments.redirect_dir:
         texts.append(b"redirect_dir=" + arguments.redirect_dir.encode())
+    if arguments.passthrough:
+        texts.append(b"passthrough=" + arguments.passthrough.encode())
     if arguments.metacopy:
         texts.append(b"metacopy=" + arguments.metacopy.encode())
     if arguments.aufs_whiteouts:

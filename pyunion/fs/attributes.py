@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from errno import ENODATA, ENOENT, ENOTSUP, ENOTTY
+from errno import EEXIST, ENODATA, ENOENT, ENOTSUP, ENOTTY
 from stat import S_IMODE, S_ISGID
 from typing import NamedTuple
 
@@ -124,13 +124,27 @@ class Attributes:
             return [name for name in shown if not name.startswith(b"trusted.")]
         return shown
 
-    async def set_xattr(self, node: Node, name: bytes, value: bytes, caller: Caller) -> None:
+    async def set_xattr(self, node: Node, name: bytes, value: bytes, caller: Caller, flags: int = 0) -> None:
+        """setxattr(2), with its flags."""
+        if flags:
+            self._check_exists(node, name, flags)
         await self._bring_up(node)
         where = address(node)
         stored = self._owners.acl_stored(value) if name in _ACLS else value
         objects.set_xattr(*where, marks.stored_name(name, self._prefix), stored)
         if name == _ACL_ACCESS:
             self._drop_setgid(where, caller)
+
+    def _check_exists(self, node: Node, name: bytes, flags: int) -> None:
+        """Raises EEXIST or ENODATA where XATTR_CREATE or XATTR_REPLACE ask for it."""
+        try:
+            self.get_xattr(node, name)
+        except OSError as error:
+            if error.errno != ENODATA or flags & os.XATTR_REPLACE:
+                raise
+        else:
+            if flags & os.XATTR_CREATE:
+                raise OSError(EEXIST, os.strerror(EEXIST), name)
 
     def _drop_setgid(self, where: tuple[int, bytes], caller: Caller) -> None:
         """An ACL changes the mode, and setgid goes with a change of mode by somebody outside the group, as by chmod."""

@@ -11,12 +11,11 @@ from contextlib import suppress
 from errno import EAGAIN, EINVAL, EOPNOTSUPP
 from stat import S_IMODE, S_ISGID, S_ISUID, S_IXGRP
 
-import trio
-
 from pyunion.branch import objects, syscalls
 from pyunion.fs.callers import CAP_FSETID, Caller, is_capable, is_member
 from pyunion.fs.copier import Copier
 from pyunion.fs.nodes import Directory, File
+from pyunion.fs.waiting import in_thread
 from pyunion.union.ids import Mapping
 
 _WRITES = os.O_WRONLY | os.O_RDWR
@@ -46,7 +45,7 @@ class OpenFiles:
     def __init__(self, copier: Copier, gids: Mapping, *, writeback: bool, sync: bool) -> None:
         self._copier = copier
         self._gids = gids
-        self._writeback = writeback
+        self.writeback = writeback  # the kernel collects writes, and knows better than the branch until it sends them
         self._sync = sync
         self._open: dict[int, OpenFile] = {}
         self._direct: set[int] = set()
@@ -64,7 +63,7 @@ class OpenFiles:
             await self._copier.data(file, 0 if flags & os.O_TRUNC else None)
             if flags & os.O_TRUNC:
                 clear_setid(file, caller, self._gids)
-            if self._writeback:
+            if self.writeback:
                 self._note_mtime(file, truncates=bool(flags & os.O_TRUNC))
                 if flags & os.O_ACCMODE == os.O_WRONLY:
                     flags = flags & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads what it fills pages with
@@ -104,6 +103,13 @@ class OpenFiles:
         """Whether the kernel must not collect writes to this handle."""
         return fd in self._direct
 
+    def may_pass_through(self, file: File) -> bool:
+        """Whether the kernel may read and write the file by itself, as long as it has it open: its data must not move.
+        What is in a lower branch does, at the first write. A set-id bit goes by a write, of which we hear only so."""
+        if self._copier.is_read_only:
+            return True
+        return file.in_upper and file.data is None and not file.stat().st_mode & (S_ISUID | S_ISGID)
+
     def add_new(self, fd: int, file: File, flags: int) -> None:
         """Take over the descriptor of a file that was just made."""
         self._add(fd, OpenFile(file, writes=True, clears_setid=False, bypasses_cache=bool(flags & os.O_DIRECT)))
@@ -134,9 +140,9 @@ class OpenFiles:
                     self._nowait = 0
                 elif error.errno not in (EAGAIN, EINVAL):
                     raise
-        return await trio.to_thread.run_sync(_read_fully, fd, size, offset)
+        return await in_thread(_read_fully, fd, size, offset)
 
-    def write(self, fd: int, offset: int, data: bytes, drops_setid: bool = False) -> int:
+    def write(self, fd: int, offset: int, data: bytes | memoryview, drops_setid: bool = False) -> int:
         """Write to a file in upper."""
         written = os.pwrite(fd, data, offset)
         opened = self._open[fd]
@@ -156,18 +162,18 @@ class OpenFiles:
     def kept_back(self, fd: int) -> bool:
         """Whether the kernel may hold data of the file that are not here yet; when nobody has it open for writing they
         are."""
-        return self._writeback and any(self._open[other].writes for other in self._open[fd].file.fds or ())
+        return self.writeback and any(self._open[other].writes for other in self._open[fd].file.fds or ())
 
     async def allocate(self, fd: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         """fallocate(2) on a file that is open for writing."""
-        await trio.to_thread.run_sync(syscalls.fallocate, fd, mode, offset, length)
+        await in_thread(syscalls.fallocate, fd, mode, offset, length)
         self._changed(self._open[fd].file, caller)
 
     async def copy_range(
         self, source: int, offset: int, target: int, to: int, length: int, caller: Caller
     ) -> int:
         """copy_file_range(2), which shares blocks where the branch can."""
-        copied = await trio.to_thread.run_sync(os.copy_file_range, source, target, length, offset, to)
+        copied = await in_thread(os.copy_file_range, source, target, length, offset, to)
         self._changed(self._open[target].file, caller)
         return copied
 
@@ -176,15 +182,16 @@ class OpenFiles:
         if clear_setid(file, caller, self._gids):
             self.changed_modes.append(file.ino)
 
-    def release(self, fd: int) -> None:
-        """The kernel has closed the handle."""
+    def release(self, fd: int) -> File:
+        """The kernel has closed the handle; of which file."""
         file = self._open.pop(fd).file
         self._direct.discard(fd)
         if file.fds is not None:
             file.fds.remove(fd)
-        if self._writeback and file.written:
+        if self.writeback and file.written:
             self._put_back_mtime(fd, file)
         os.close(fd)
+        return file
 
     @staticmethod
     def _note_mtime(file: File, truncates: bool) -> None:
@@ -203,14 +210,14 @@ class OpenFiles:
 
     async def fsync(self, fd: int, datasync: bool) -> None:
         if self._sync:
-            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fd)
+            await in_thread(os.fdatasync if datasync else os.fsync, fd)
 
     async def fsync_directory(self, directory: Directory) -> None:
         """Names that were made, moved or removed in a directory of upper reach the disk."""
         if self._sync and directory.in_upper and not directory.dead:
             fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.layers[0].fd())
             try:
-                await trio.to_thread.run_sync(os.fsync, fd)
+                await in_thread(os.fsync, fd)
             finally:
                 os.close(fd)
 

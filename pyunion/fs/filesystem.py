@@ -20,7 +20,7 @@ from pyunion.fs.create import Create
 from pyunion.fs.files import OpenFiles
 from pyunion.fs.listing import Listings
 from pyunion.fs.lookup import Lookup
-from pyunion.fs.nodes import Directory, Node, Table
+from pyunion.fs.nodes import Directory, File, Node, Table
 from pyunion.fs.remove import Remove
 from pyunion.fs.rename import Rename
 from pyunion.union.ids import NOT_MAPPED, Owners
@@ -34,6 +34,7 @@ class Settings(NamedTuple):
     follow_redirects: bool = True
     metacopy: bool = False
     writeback: bool = True
+    passthrough: bool = True  # rather than writeback, where the kernel has both
     sync: bool = True  # copies are on disk before they appear, fsync reaches the branch
     rename_whiteout: bool = True
     switch_ids: bool = True  # new objects can be made in the caller's name
@@ -85,6 +86,12 @@ class FileSystem:
         """The directory node of a number that the kernel has a reference to."""
         node = self.table.nodes[ino]
         assert isinstance(node, Directory)
+        return node
+
+    def file(self, ino: int) -> File:
+        """The node, other than a directory's, of a number that the kernel has a reference to."""
+        node = self.table.nodes[ino]
+        assert isinstance(node, File)
         return node
 
     def node(self, ino: int) -> Node:

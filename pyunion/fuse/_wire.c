@@ -3,11 +3,12 @@
  * An ordinary extension module that is imported with RTLD_GLOBAL before pyfuse3, so that the functions of libfuse which
  * it defines are the ones that pyfuse3 calls:
  *
- *   fuse_session_process_buf  sees each request before libfuse; answers INIT with more flags; hands the requests that
- *                             pyfuse3 does not have to a Python function
+ *   fuse_session_process_buf  answers INIT with more flags than libfuse
  *   fuse_session_receive_buf  reads without blocking: a client that is killed takes its request along, and a blocking
  *                             read would then keep the interpreter's lock
- *   fuse_reply_open           adds open flags, which Python passes in the upper bits of the file handle
+ *
+ * And serve() reads requests itself and hands them to a Python function, which is quicker than by libfuse and pyfuse3,
+ * and knows requests that these do not. Those that the function does not want go on to libfuse.
  *
  * It works on the kernel's protocol (linux/fuse.h, stable) and not on libfuse's structures, so one source fits every
  * libfuse 3. It decides nothing: flags and functions come from pyunion/fuse/wire.py. */
@@ -23,38 +24,35 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
+#include <poll.h>
 #include <stddef.h>
 #include <string.h>
+#include <stdio.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* In the upper bits of a file handle that Python returns from opendir or open. Handles themselves are below 2^32. */
-#define HANDLE_CACHE_DIR (1ULL << 62)
-
 /* linux/fuse.h of the build may be older than the kernel. */
 #define WIRE_INIT_EXT (1ULL << 30)
-#define WIRE_WRITE_KILL_SUIDGID (1 << 2)
-#define WIRE_FATTR_KILL_SUIDGID (1 << 11)
-#define WIRE_FATTR_ATIME_NOW (1 << 7)
-#define WIRE_OPEN_KILL_SUIDGID (1 << 0)
+#define WIRE_WRITEBACK_CACHE (1ULL << 16)
+#define WIRE_PASSTHROUGH (1ULL << 37)
+#define WIRE_INIT_STACK_DEPTH 36 /* where max_stack_depth is in struct fuse_init_out */
 
 static struct {
     void (*process)(struct fuse_session *, const struct fuse_buf *);
     int (*receive)(struct fuse_session *, struct fuse_buf *);
-    int (*open)(fuse_req_t, const struct fuse_file_info *);
 } libfuse;
 
 static uint64_t wanted, offered, granted; /* INIT flags, both words of them */
 static int session_fd = -1;
 static int bound;           /* libfuse's functions are found, and pyfuse3 does call ours */
-static int kill_suidgid;    /* the request being handled says that setuid and setgid must go */
-static int times_are_now;   /* it sets times to the time that it is */
 static size_t buffer_size = (1 << 20) + 4096;
 static uint64_t hooked;     /* bit n: requests with opcode n go to the hook */
 static PyObject *hook;
+static struct { void *mem; size_t size; } received; /* by serve(); with a size: a request that libfuse has to get */
 
 /* The real functions: libfuse is found by a symbol of its that we do not define. */
 static int resolve(void)
@@ -70,19 +68,10 @@ static int resolve(void)
     if (!handle)
         return 0;
     libfuse.receive = dlsym(handle, "fuse_session_receive_buf");
-    libfuse.open = dlsym(handle, "fuse_reply_open");
-    if (!libfuse.receive || !libfuse.open)
+    if (!libfuse.receive)
         return 0;
     libfuse.process = dlsym(handle, "fuse_session_process_buf");
     return libfuse.process != NULL;
-}
-
-static void reply_error(uint64_t unique, int error)
-{
-    struct fuse_out_header header = { sizeof header, -error, unique };
-
-    if (write(session_fd, &header, sizeof header) < 0)
-        return; /* ENOENT: the request was interrupted */
 }
 
 /* libfuse answers INIT into a socket that sits on the session's descriptor for the moment; the answer is completed and
@@ -120,6 +109,12 @@ static void process_init(struct fuse_session *se, const struct fuse_buf *buf, co
         flags = answer.out.flags | granted;
         if (answer.out.flags & WIRE_INIT_EXT)
             flags |= (uint64_t)answer.out.flags2 << 32;
+        if (granted & WIRE_PASSTHROUGH) { /* which excludes the writeback cache; branches may not be stacked themselves */
+            const uint32_t depth = 1;
+
+            flags &= ~WIRE_WRITEBACK_CACHE;
+            memcpy((char *)&answer.out + WIRE_INIT_STACK_DEPTH, &depth, sizeof depth);
+        }
         if (flags >> 32)
             flags |= WIRE_INIT_EXT;
         answer.out.flags = (uint32_t)flags;
@@ -131,37 +126,53 @@ static void process_init(struct fuse_session *se, const struct fuse_buf *buf, co
         perror("pyunion: INIT");
 }
 
-/* What pyfuse3 does not pass on of a request that it knows. */
-static void note_flags(const struct fuse_in_header *header, const char *body, size_t size)
+static void reply(uint64_t unique, int error, const void *data, size_t size)
 {
-    kill_suidgid = times_are_now = 0;
-    if (header->opcode == FUSE_WRITE && size >= sizeof(struct fuse_write_in))
-        kill_suidgid = ((const struct fuse_write_in *)body)->write_flags & WIRE_WRITE_KILL_SUIDGID;
-    else if (header->opcode == FUSE_SETATTR && size >= sizeof(struct fuse_setattr_in)) {
-        kill_suidgid = ((const struct fuse_setattr_in *)body)->valid & WIRE_FATTR_KILL_SUIDGID;
-        times_are_now = ((const struct fuse_setattr_in *)body)->valid & WIRE_FATTR_ATIME_NOW;
-    } else if (header->opcode == FUSE_OPEN && size >= sizeof(struct fuse_open_in))
-        kill_suidgid = ((const struct fuse_open_in *)body)->open_flags & WIRE_OPEN_KILL_SUIDGID;
+    struct fuse_out_header header = { sizeof header + size, -error, unique };
+    struct iovec parts[2] = { { &header, sizeof header }, { (void *)data, size } };
+
+    if (writev(session_fd, parts, size ? 2 : 1) < 0 && errno != ENOENT) /* which says that it was interrupted */
+        perror("pyunion: a reply was refused");
 }
 
-static int taken_by_hook(const struct fuse_in_header *header, const char *body, size_t size)
+static int is_hooked(const struct fuse_in_header *header)
 {
-    PyObject *result;
-    int taken;
+    return header->opcode < 64 && hook && hooked >> header->opcode & 1;
+}
 
-    if (header->opcode >= 64 || !hook || !(hooked >> header->opcode & 1))
-        return 0;
-    result = PyObject_CallFunction(hook, "IKKIIIy#", header->opcode, (unsigned long long)header->unique,
-                                   (unsigned long long)header->nodeid, header->uid, header->gid, header->pid,
-                                   body, (Py_ssize_t)size);
-    if (!result) {
-        PyErr_WriteUnraisable(hook);
-        reply_error(header->unique, EIO);
+/* What Python says to a request: bytes are the answer, a number is an errno, None is no answer, and True says that a
+ * task will answer. Whether there is such a task. NULL is an exception, of which the caller gets EIO. */
+static int answer(uint64_t unique, PyObject *result)
+{
+    Py_buffer data;
+
+    if (result == Py_True)
         return 1;
+    if (result == Py_None)
+        return 0;
+    if (result && PyLong_CheckExact(result)) {
+        reply(unique, (int)PyLong_AsLong(result), NULL, 0);
+        return 0;
     }
-    taken = PyObject_IsTrue(result);
-    Py_DECREF(result);
-    return taken;
+    if (!result || PyObject_GetBuffer(result, &data, PyBUF_SIMPLE) < 0) {
+        PyErr_WriteUnraisable(hook);
+        reply(unique, EIO, NULL, 0);
+        return 0;
+    }
+    reply(unique, 0, data.buf, data.len);
+    PyBuffer_Release(&data);
+    return 0;
+}
+
+static int call_hook(const struct fuse_in_header *header, const char *body, size_t size)
+{
+    PyObject *result = PyObject_CallFunction(hook, "IKKIIIy#", header->opcode, (unsigned long long)header->unique,
+                                             (unsigned long long)header->nodeid, header->uid, header->gid, header->pid,
+                                             body, (Py_ssize_t)size);
+    int has_task = answer(header->unique, result);
+
+    Py_XDECREF(result);
+    return has_task;
 }
 
 EXPORT void fuse_session_process_buf(struct fuse_session *se, const struct fuse_buf *buf)
@@ -179,11 +190,125 @@ EXPORT void fuse_session_process_buf(struct fuse_session *se, const struct fuse_
     }
     if (header->opcode == FUSE_INIT) {
         process_init(se, buf, (const struct fuse_init_in *)body, size);
+        if (is_hooked(header))
+            call_hook(header, body, size); /* which has nothing to answer */
         return;
     }
-    note_flags(header, body, size);
-    if (!taken_by_hook(header, body, size))
+    if (is_hooked(header))
+        call_hook(header, body, size);
+    else
         libfuse.process(se, buf);
+}
+
+static uint64_t clock_us(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+/* One request from the kernel into `received`; -1 with errno if there is none. */
+static ssize_t receive(void)
+{
+    ssize_t length;
+
+    if (!received.mem && posix_memalign(&received.mem, 4096, buffer_size)) {
+        received.mem = NULL;
+        errno = ENOMEM;
+        return -1;
+    }
+    do
+        length = read(session_fd, received.mem, buffer_size);
+    while (length < 0 && errno == ENOENT);
+    return length;
+}
+
+/* Look for the next request instead of going to sleep, as long as that mostly finds one: to wake a processor that has
+ * gone idle takes longer than most requests. Each success earns a credit, each failure costs some; without credit one
+ * wait of many begins with a look, to see whether things have changed. */
+static ssize_t spin(unsigned int spin_us)
+{
+    enum { MOST = 8, MISS = 2, PROBE = 32 };
+    static int credit = MOST, since_probe;
+    const uint64_t end = clock_us() + spin_us;
+    ssize_t length;
+
+    errno = EAGAIN;
+    if (credit <= 0 && ++since_probe < PROBE)
+        return -1;
+    since_probe = 0;
+    do {
+        length = receive();
+        if (length >= 0 || errno != EAGAIN) {
+            credit += credit < MOST;
+            return length;
+        }
+    } while (clock_us() < end);
+    credit = credit > MISS ? credit - MISS : 0;
+    errno = EAGAIN;
+    return -1;
+}
+
+/* Wait for a request; -1 with errno if there is none: EAGAIN after the time, or if `other` is readable before. */
+static ssize_t await(int other, int wait_ms, unsigned int spin_us)
+{
+    struct pollfd fds[2] = { { .fd = session_fd, .events = POLLIN }, { .fd = other, .events = POLLIN } };
+    ssize_t length = spin(spin_us);
+
+    if (length >= 0 || errno != EAGAIN)
+        return length;
+    if (poll(fds, other < 0 ? 1 : 2, wait_ms) < 0)
+        return -1;
+    if (!fds[0].revents) {
+        errno = EAGAIN;
+        return -1;
+    }
+    return receive();
+}
+
+/* What serve() returns. */
+enum { IDLE, SERVED, FOR_LIBFUSE };
+
+PyDoc_STRVAR(serve_doc,
+"serve(other, slice_us, wait_ms, spin_us): answer requests for so long, and wait for the next one until then or until the\n"
+"descriptor `other` is readable. 0: there was none; 1: there were some; 2: the next one is for pyfuse3.");
+static PyObject *py_serve(PyObject *module, PyObject *args)
+{
+    int other, wait_ms, result = IDLE;
+    unsigned int slice_us, spin_us;
+    const struct fuse_in_header *header;
+    const char *body;
+    uint64_t end;
+    ssize_t length;
+
+    if (!PyArg_ParseTuple(args, "iIiI", &other, &slice_us, &wait_ms, &spin_us))
+        return NULL;
+    end = clock_us() + slice_us;
+    do {
+        length = receive();
+        if (length < 0 && errno == EAGAIN && wait_ms) {
+            Py_BEGIN_ALLOW_THREADS
+            length = await(other, wait_ms, spin_us);
+            Py_END_ALLOW_THREADS
+        }
+        if (length < 0) {
+            if (errno != EAGAIN && errno != EINTR)
+                result = FOR_LIBFUSE; /* ENODEV: which shall meet it too */
+            break;
+        }
+        header = received.mem;
+        body = (const char *)(header + 1);
+        if (length < (ssize_t)sizeof *header || !is_hooked(header)) {
+            received.size = length;
+            result = FOR_LIBFUSE;
+            break;
+        }
+        result = SERVED;
+        if (call_hook(header, body, length - sizeof *header))
+            break;
+    } while (clock_us() < end);
+    return PyLong_FromLong(result);
 }
 
 EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
@@ -194,6 +319,15 @@ EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *bu
         abort();
     if (session_fd < 0)
         return libfuse.receive(se, buf); /* INIT */
+    if (received.size) {
+        free(buf->mem);
+        buf->flags = 0;
+        buf->mem = received.mem;
+        buf->size = received.size;
+        received.mem = NULL;
+        received.size = 0;
+        return (int)buf->size;
+    }
     if (!buf->mem && posix_memalign(&buf->mem, 4096, buffer_size))
         return -ENOMEM;
     buf->flags = 0;
@@ -212,20 +346,6 @@ EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *bu
         if (errno != ENOENT) /* which says that the request was interrupted; there may be another */
             return errno == EAGAIN ? -EINTR : -errno; /* pyfuse3 waits again on EINTR */
     }
-}
-
-EXPORT int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *info)
-{
-    struct fuse_open_out out;
-
-    if (!resolve())
-        abort();
-    if (!(info->fh & HANDLE_CACHE_DIR))
-        return libfuse.open(req, info);
-    memset(&out, 0, sizeof out);
-    out.fh = info->fh & ~HANDLE_CACHE_DIR;
-    out.open_flags = FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE;
-    return fuse_reply_buf(req, (const char *)&out, sizeof out);
 }
 
 PyDoc_STRVAR(configure_doc, "configure(flags, opcodes, hook): before the session begins; whether libfuse was found.");
@@ -249,30 +369,30 @@ static PyObject *py_granted(PyObject *module, PyObject *unused)
     return PyLong_FromUnsignedLongLong(bound ? granted : 0);
 }
 
-PyDoc_STRVAR(kill_doc, "kill_suidgid(): whether the request being handled says that setuid and setgid must go.");
-static PyObject *py_kill_suidgid(PyObject *module, PyObject *unused)
-{
-    return PyBool_FromLong(kill_suidgid);
-}
-
-PyDoc_STRVAR(now_doc, "times_are_now(): whether the request being handled sets times to the time that it is.");
-static PyObject *py_times_are_now(PyObject *module, PyObject *unused)
-{
-    return PyBool_FromLong(times_are_now);
-}
-
 PyDoc_STRVAR(fd_doc, "session_fd(): the descriptor of /dev/fuse, -1 before the session begins.");
 static PyObject *py_session_fd(PyObject *module, PyObject *unused)
 {
     return PyLong_FromLong(session_fd);
 }
 
+PyDoc_STRVAR(reply_doc, "reply(unique, result): answer a request for which the hook has returned True.");
+static PyObject *py_reply(PyObject *module, PyObject *args)
+{
+    unsigned long long unique;
+    PyObject *result;
+
+    if (!PyArg_ParseTuple(args, "KO", &unique, &result))
+        return NULL;
+    answer(unique, result);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
+    { "reply", py_reply, METH_VARARGS, reply_doc },
+    { "serve", py_serve, METH_VARARGS, serve_doc },
     { "configure", py_configure, METH_VARARGS, configure_doc },
     { "granted", py_granted, METH_NOARGS, granted_doc },
     { "session_fd", py_session_fd, METH_NOARGS, fd_doc },
-    { "kill_suidgid", py_kill_suidgid, METH_NOARGS, kill_doc },
-    { "times_are_now", py_times_are_now, METH_NOARGS, now_doc },
     { NULL, NULL, 0, NULL },
 };
 

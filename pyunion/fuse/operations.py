@@ -1,4 +1,5 @@
-"""The request handlers: each turns a request into one call of pyunion.fs and its result into a reply.
+"""The request handlers for pyfuse3, without the extension: each turns a request into one call of pyunion.fs, and its
+result into a reply. With the extension requests go to pyunion/fuse/rawops.py.
 
 Owns the kernel's view of attributes and cache times, and the count of references that replies give out. The
 kernel checks permissions (default_permissions) and is told to cache for as long as it likes: this daemon is the
@@ -15,24 +16,28 @@ from stat import S_IMODE
 from typing import Any
 
 import pyfuse3
-import trio
 from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, SetattrFields
 
 from pyunion.fs.attributes import Changes
+from pyunion.fs.files import OpenFiles
 from pyunion.fs.filesystem import FileSystem
 from pyunion.fs.lookup import attributes, link_count
 from pyunion.fs.nodes import ROOT, File, Node
-from pyunion.fuse import wire
+from pyunion.fs.waiting import in_thread
 from pyunion.fuse.guard import guarded
+from pyunion.fuse.layout import FOREVER_S
 
 log = logging.getLogger(__name__)
 
-FOREVER_S = 10 * 365 * 86400
-
-
 async def send_and_drop_pages(number: int) -> None:
     """Let the kernel write what it holds back of a node, and forget the rest. In a thread: it asks us meanwhile."""
-    await trio.to_thread.run_sync(pyfuse3.invalidate_inode, number)
+    await in_thread(pyfuse3.invalidate_inode, number)
+
+
+def tell_modes(files: OpenFiles) -> None:
+    """Tell the kernel that modes have changed by writes: it would go on to honour a setuid bit that is gone."""
+    while files.changed_modes:
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(files.changed_modes.pop()), attr_only=True)
 
 
 class Operations(pyfuse3.Operations):
@@ -123,7 +128,6 @@ class Operations(pyfuse3.Operations):
             S_IMODE(attr.st_mode) if fields.update_mode else None,
             attr.st_atime_ns if fields.update_atime else None,
             attr.st_mtime_ns if fields.update_mtime else None,
-            wire.times_are_now(),
         )
         return self._stat(node, await self._fs.attributes.change(node, changes, fh, ctx))
 
@@ -203,19 +207,13 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         files = self._fs.files
-        written = files.write(fh, offset, data, wire.kill_suidgid())
+        written = files.write(fh, offset, data)
         if files.changed_modes:
-            self.tell_modes()
+            tell_modes(files)
         stale = files.leaves_stale(fh)
         if stale is not None:
             await send_and_drop_pages(stale)
         return written
-
-    def tell_modes(self) -> None:
-        """Tell the kernel that modes have changed by writes: it would go on to honour a setuid bit that is gone."""
-        modes = self._fs.files.changed_modes
-        while modes:
-            pyfuse3.invalidate_inode(pyfuse3.InodeT(modes.pop()), attr_only=True)
 
     @guarded
     def flush(self, fh: int) -> None:
@@ -237,7 +235,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     def opendir(self, inode: int, ctx: RequestContext) -> int:
-        return wire.cached_directory(self._fs.listings.open(self._fs.directory(inode)))
+        return self._fs.listings.open(self._fs.directory(inode))
 
     @guarded
     def readdir(self, fh: int, offset: int, token: ReaddirToken) -> None:

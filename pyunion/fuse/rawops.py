@@ -1,7 +1,8 @@
-"""The requests that pyfuse3 does not have: decoded from the wire, answered on the wire.
+"""The request handlers for the extension: bytes of a request in, one call of pyunion.fs, bytes of the reply out.
 
-Owns their layouts (linux/fuse.h) and nothing of what they do, which is pyunion.fs. The extension hands them to `hook`;
-one that may take long goes on as a task of its own.
+They do what pyunion/fuse/operations.py does without the extension, and more: pyfuse3 has no open flags for passthrough
+and no requests for holes, nameless files or inode flags. Owns which handler a request goes to; layouts are layout.py.
+A handler may be asynchronous: it is run at once, and gets a task only if it has to wait.
 """
 
 from __future__ import annotations
@@ -9,39 +10,36 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import struct
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Coroutine
+from stat import S_IMODE, S_ISGID, S_ISUID
+from types import CoroutineType
+from typing import Any, NamedTuple
 
+from pyunion.fs.attributes import Changes
 from pyunion.fs.filesystem import FileSystem
+from pyunion.fs.listing import DOTS
 from pyunion.fs.lookup import attributes, link_count
-from pyunion.fs.nodes import File
+from pyunion.fs.nodes import ROOT, File, Node
+from pyunion.fs.waiting import quickly, rest_of
+from pyunion.fuse import layout, wire
+from pyunion.fuse.backing import Backing
 from pyunion.fuse.guard import in_flight
-from pyunion.fuse.operations import FOREVER_S, send_and_drop_pages
+from pyunion.fuse.layout import Op
+from pyunion.fuse.operations import send_and_drop_pages, tell_modes
 
 log = logging.getLogger(__name__)
 
-_IOCTL, _FALLOCATE, _LSEEK, _COPY_FILE_RANGE, _TMPFILE, _STATX = 39, 43, 46, 47, 51, 52
 _RETRY_COPY = 1 << 30  # copy_file_range(2) may copy less; the caller asks again for the rest
+_SETID = S_ISUID | S_ISGID
 
-_OUT_HEADER = struct.Struct("=IiQ")
-_LSEEK_IN = struct.Struct("=QqI")
-_FALLOCATE_IN = struct.Struct("=QQQI")
-_COPY_IN = struct.Struct("=QQQQQQQ")
-_CREATE_IN = struct.Struct("=IIII")
-_STATX_IN = struct.Struct("=IIQII")
-_IOCTL_IN = struct.Struct("=QIIQII")
-_IOCTL_OUT = struct.Struct("=iIII")
-_ENTRY_OUT = struct.Struct("=QQQQII")
-_ATTR = struct.Struct("=QQQQQQIIIIIIIIII")
-_OPEN_OUT = struct.Struct("=QII")
-_FOPEN_KEEP_CACHE = 2
+# What a handler gives back: the reply's bytes, an errno, None if the kernel wants no reply; or a coroutine that will.
+Reply = bytes | bytearray | memoryview | int | None
 
 
 class Request(NamedTuple):
-    """Header of a request, and its caller as pyunion.fs knows callers."""
+    """The header of a request, and its caller as pyunion.fs knows callers."""
 
-    unique: int
     node: int
     uid: int
     gid: int
@@ -50,135 +48,357 @@ class Request(NamedTuple):
 
 
 class RawRequests:
-    """Answers the requests for one session.
+    """Answers the requests of one session. `start` runs a task, as a nursery's start_soon."""
 
-    `start` runs a task, as a nursery's start_soon; `tell_modes` tells the kernel of modes that a write has changed.
-    """
-
-    def __init__(
-        self,
-        fs: FileSystem,
-        start: Callable[..., None],
-        session_fd: Callable[[], int],
-        tell_modes: Callable[[], None],
-    ) -> None:
+    def __init__(self, fs: FileSystem, backing: Backing, start: Callable[..., None]) -> None:
         self._fs = fs
+        self._nodes = fs.table.nodes
+        self._backing = backing
         self._start = start
-        self._tell_modes = tell_modes
-        self._session_fd = session_fd
-        # a quick handler that returns None leaves the answer to the slow one
-        self._quick: dict[int, Callable[[Request, bytes], bytes | None]] = {
-            _LSEEK: self._lseek,
-            _TMPFILE: self._tmpfile,
-            _STATX: self._statx,
+        owners = fs.settings.owners
+        self._owners = None if owners.all_as_stored else owners
+        self._of_node: dict[int, Callable[[int, bytes], Reply | Coroutine[Any, Any, Reply]]] = {
+            Op.LOOKUP: self._lookup,
+            Op.FORGET: self._forget,
+            Op.BATCH_FORGET: self._batch_forget,
+            Op.GETATTR: self._getattr,
+            Op.READLINK: self._readlink,
+            Op.UNLINK: self._unlink,
+            Op.RMDIR: self._rmdir,
+            Op.RENAME: self._rename,
+            Op.RENAME2: self._rename2,
+            Op.LINK: self._link,
+            Op.READ: self._read,
+            Op.WRITE: self._write,
+            Op.STATFS: self._statfs,
+            Op.RELEASE: self._release,
+            Op.FSYNC: self._fsync,
+            Op.GETXATTR: self._getxattr,
+            Op.REMOVEXATTR: self._removexattr,
+            Op.FLUSH: lambda node, body: errno.ENOSYS,  # nothing is to be done at close, and the kernel asks no more
+            Op.INIT: self._begin,
+            Op.OPENDIR: self._opendir,
+            Op.READDIRPLUS: self._readdirplus,
+            Op.RELEASEDIR: self._releasedir,
+            Op.FSYNCDIR: self._fsyncdir,
+            Op.ACCESS: lambda node, body: errno.ENOSYS,  # the kernel checks permissions itself
+            Op.INTERRUPT: lambda node, body: None,  # nothing takes so long that it is worth it
+            Op.LSEEK: self._lseek,
+            Op.STATX: self._statx,
+            Op.IOCTL: self._ioctl,
         }
-        self._slow: dict[int, Callable[[Request, bytes], Awaitable[bytes]]] = {
-            _LSEEK: self._lseek_written,
-            _FALLOCATE: self._fallocate,
-            _COPY_FILE_RANGE: self._copy_file_range,
-            _IOCTL: self._ioctl,
+        self._of_caller: dict[int, Callable[[Request, bytes], Reply | Coroutine[Any, Any, Reply]]] = {
+            Op.SETATTR: self._setattr,
+            Op.SYMLINK: self._symlink,
+            Op.MKNOD: self._mknod,
+            Op.MKDIR: self._mkdir,
+            Op.OPEN: self._open,
+            Op.SETXATTR: self._setxattr,
+            Op.LISTXATTR: self._listxattr,
+            Op.CREATE: self._create,
+            Op.FALLOCATE: self._fallocate,
+            Op.COPY_FILE_RANGE: self._copy_file_range,
+            Op.TMPFILE: self._tmpfile,
         }
-        self.opcodes = frozenset({*self._quick, *self._slow})
+        self.opcodes = frozenset({*self._of_node, *self._of_caller})
 
-    def hook(self, opcode: int, unique: int, node: int, uid: int, gid: int, pid: int, body: bytes) -> bool:
-        """Called by the extension for each request with one of our opcodes."""
-        request = Request(unique, node, uid, gid, pid)
-        quick = self._quick.get(opcode)
+    def hook(self, opcode: int, unique: int, node: int, uid: int, gid: int, pid: int, body: bytes) -> Reply:
+        """Called by the extension for each request with one of our opcodes. True: a task will reply."""
         try:
-            answer = None if quick is None else quick(request, body)
+            handler = self._of_node.get(opcode)
+            if handler is not None:
+                answer = handler(node, body)
+            else:
+                answer = self._of_caller[opcode](Request(node, uid, gid, pid), body)
+            if type(answer) is not CoroutineType:
+                return answer  # type: ignore[return-value]
+            done = quickly(answer)
         except Exception as error:
-            self._reply(unique, _errno_of(error, opcode), b"")
-            return True
-        if answer is not None:
-            self._reply(unique, 0, answer)
-        else:
-            in_flight.count += 1  # from here on, and not only when the task begins: until then trio has to run
-            self._start(self._answer, opcode, request, body)
+            return _errno_of(error, opcode)
+        if done is not None:
+            return done.result  # type: ignore[no-any-return]
+        in_flight.count += 1  # from here on, and not only when the task begins: until then trio has to run
+        self._start(self._finish, opcode, unique, answer)
         return True
 
-    async def _answer(self, opcode: int, request: Request, body: bytes) -> None:
+    async def _finish(self, opcode: int, unique: int, handler: Coroutine[Any, Any, Reply]) -> None:
         try:
-            self._reply(request.unique, 0, await self._slow[opcode](request, body))
+            wire.reply(unique, await rest_of(handler))
         except Exception as error:
-            self._reply(request.unique, _errno_of(error, opcode), b"")
+            wire.reply(unique, _errno_of(error, opcode))
         finally:
             in_flight.count -= 1
 
-    def _reply(self, unique: int, number: int, data: bytes) -> None:
-        try:
-            os.writev(self._session_fd(), [_OUT_HEADER.pack(_OUT_HEADER.size + len(data), -number, unique), data])
-        except OSError as error:
-            if error.errno != errno.ENOENT:  # interrupted: nobody waits for the answer any more
-                log.warning("a reply was refused: %s", error.strerror)
+    # -- parts of replies -------------------------------------------------------------------------------------
 
-    def _owner(self, st: os.stat_result) -> tuple[int, int]:
-        owners = self._fs.settings.owners
-        return owners.uids.shown(st.st_uid), owners.gids.shown(st.st_gid)
+    def _attributes(self, node: Node, st: os.stat_result) -> bytes:
+        links = st.st_nlink if not (node.is_dir or node.hidden_links) else link_count(node, st)
+        number = node.ino if node.ino != ROOT else self._fs.root_number
+        uid, gid = st.st_uid, st.st_gid
+        if self._owners is not None:
+            uid, gid = self._owners.uids.shown(uid), self._owners.gids.shown(gid)
+        return layout.attributes(number, links, uid, gid, st)
 
-    def _attributes(self, node: File, st: os.stat_result) -> bytes:
-        times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
-        seconds, parts = zip(*(divmod(ns, 10**9) for ns in times), strict=True)
-        return _ATTR.pack(
-            node.ino, st.st_size, st.st_blocks, *seconds, *parts,
-            st.st_mode, st.st_nlink, *self._owner(st), st.st_rdev, st.st_blksize, 0,
-        )  # fmt: skip
+    def _valid_s(self, node: Node, st: os.stat_result) -> int:
+        """How long the kernel may keep attributes. Of a write that passes us by we hear nothing, and setuid may go."""
+        return 0 if st.st_mode & _SETID and node.ino in self._backing else layout.FOREVER_S
 
-    # -- one for each request ---------------------------------------------------------------------------------
+    def _entry(self, node: Node, st: os.stat_result) -> bytes:
+        """A reply that gives the kernel a reference to the node."""
+        node.lookups += 1
+        return layout.entry_reply(node.ino, self._attributes(node, st), self._valid_s(node, st))
 
-    def _lseek(self, request: Request, body: bytes) -> bytes | None:
-        """SEEK_DATA and SEEK_HOLE: the branch knows, unless the kernel holds something back."""
-        fh, offset, whence = _LSEEK_IN.unpack_from(body)
+    def _attr(self, node: Node, st: os.stat_result) -> bytes:
+        return layout.attr_reply(self._attributes(node, st), self._valid_s(node, st))
+
+    def _opened(self, file: File, fd: int) -> bytes:
+        backing = self._backing.of(file, fd)
+        if backing:
+            return layout.open_reply(fd, layout.FOPEN_PASSTHROUGH, backing)
+        direct = layout.FOPEN_DIRECT_IO if self._fs.files.is_direct(fd) else 0
+        return layout.open_reply(fd, layout.FOPEN_KEEP_CACHE | direct)
+
+    def _begin(self, node: int, body: bytes) -> None:
+        """INIT was answered, and what the kernel has granted counts from the next request on."""
+        granted = wire.granted()
+        files = self._fs.files
+        files.kernel_tells_setid = wire.Init.HANDLE_KILLPRIV_V2 in granted
+        self._backing.granted = wire.Init.PASSTHROUGH in granted
+        files.writeback = files.writeback and not self._backing.granted
+
+    # -- look-up and attributes -------------------------------------------------------------------------------
+
+    def _lookup(self, parent: int, body: bytes) -> Reply:
+        fs = self._fs
+        if len(fs.cache) > fs.cache.limit:
+            fs.cache.trim()
+        name = body[:-1]
+        if len(name) > fs.name_max:
+            return errno.ENAMETOOLONG
+        entry = fs.lookup.child(fs.directory(parent), name)
+        return layout.NO_ENTRY if entry is None else self._entry(*entry)
+
+    def _forget(self, node: int, body: bytes) -> None:
+        self._fs.table.forget([(node, *layout.FORGET.unpack(body))])
+
+    def _batch_forget(self, node: int, body: bytes) -> None:
+        count, _ = layout.BATCH_FORGET.unpack_from(body)
+        size = layout.FORGET_ONE.size
+        start = layout.BATCH_FORGET.size
+        self._fs.table.forget(list(layout.FORGET_ONE.iter_unpack(body[start : start + count * size])))
+
+    def _getattr(self, number: int, body: bytes) -> bytes:
+        node = self._nodes[number]
+        return self._attr(node, attributes(node))
+
+    async def _setattr(self, request: Request, body: bytes) -> bytes:
+        valid, fh, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = layout.SETATTR.unpack_from(body)
+        node = self._nodes[request.node]
+        now = time.time_ns() if valid & (layout.ATIME_NOW | layout.MTIME_NOW) else 0
+        atime_ns = now if valid & layout.ATIME_NOW else atime * 10**9 + atime_ns
+        mtime_ns = now if valid & layout.MTIME_NOW else mtime * 10**9 + mtime_ns
+        changes = Changes(
+            size if valid & layout.SET_SIZE else None,
+            uid if valid & layout.SET_UID else None,
+            gid if valid & layout.SET_GID else None,
+            S_IMODE(mode) if valid & layout.SET_MODE else None,
+            atime_ns if valid & layout.SET_ATIME else None,
+            mtime_ns if valid & layout.SET_MTIME else None,
+            bool(valid & layout.ATIME_NOW),
+        )
+        handle = fh if valid & layout.SET_BY_HANDLE else None
+        return self._attr(node, await self._fs.attributes.change(node, changes, handle, request))
+
+    def _readlink(self, number: int, body: bytes) -> bytes:
+        return self._fs.attributes.read_link(self._nodes[number])
+
+    def _statfs(self, node: int, body: bytes) -> bytes:
+        return layout.statfs_reply(os.fstatvfs(self._fs.statfs_fd))
+
+    def _statx(self, number: int, body: bytes) -> bytes:
+        (mask,) = layout.STATX.unpack_from(body)
+        node = self._nodes[number]
+        return layout.statx_reply(self._fs.attributes.statx(node, mask), self._attributes(node, attributes(node)))
+
+    async def _ioctl(self, number: int, body: bytes) -> bytes:
+        _, command, in_size, out_size = layout.IOCTL.unpack_from(body)
+        given = body[layout.IOCTL.size : layout.IOCTL.size + in_size]
+        argument = bytearray(given.ljust(max(in_size, out_size), b"\0"))
+        await self._fs.attributes.ioctl(self._nodes[number], command, argument)
+        return layout.IOCTL_OUT.pack(0, 0, 0, 0) + bytes(argument[:out_size])
+
+    # -- names ------------------------------------------------------------------------------------------------
+
+    def _mknod(self, request: Request, body: bytes) -> bytes:
+        mode, rdev, umask = layout.MKNOD.unpack_from(body)
+        (name,) = layout.names(body, layout.MKNOD.size)
+        parent = self._fs.directory(request.node)
+        return self._entry(*self._fs.create.special(parent, name, mode, rdev, request._replace(umask=umask)))
+
+    def _mkdir(self, request: Request, body: bytes) -> bytes:
+        mode, umask = layout.MKDIR.unpack_from(body)
+        (name,) = layout.names(body, layout.MKDIR.size)
+        parent = self._fs.directory(request.node)
+        return self._entry(*self._fs.create.directory(parent, name, mode, request._replace(umask=umask)))
+
+    def _symlink(self, request: Request, body: bytes) -> bytes:
+        name, target = layout.names(body)
+        return self._entry(*self._fs.create.symlink(self._fs.directory(request.node), name, target, request))
+
+    async def _link(self, parent: int, body: bytes) -> bytes:
+        (number,) = layout.LINK.unpack_from(body)
+        (name,) = layout.names(body, layout.LINK.size)
+        file = self._fs.file(number)
+        return self._entry(file, await self._fs.create.link(file, self._fs.directory(parent), name))
+
+    async def _unlink(self, parent: int, body: bytes) -> bytes:
+        await self._fs.remove.file(self._fs.directory(parent), body[:-1])
+        return b""
+
+    def _rmdir(self, parent: int, body: bytes) -> bytes:
+        self._fs.remove.directory(self._fs.directory(parent), body[:-1])
+        return b""
+
+    async def _rename(self, parent: int, body: bytes) -> bytes:
+        (target,) = layout.RENAME.unpack_from(body)
+        old, new = layout.names(body, layout.RENAME.size)
+        await self._fs.rename.rename(self._fs.directory(parent), old, self._fs.directory(target), new, 0)
+        return b""
+
+    async def _rename2(self, parent: int, body: bytes) -> bytes:
+        target, flags = layout.RENAME2.unpack_from(body)
+        old, new = layout.names(body, layout.RENAME2.size)
+        await self._fs.rename.rename(self._fs.directory(parent), old, self._fs.directory(target), new, flags)
+        return b""
+
+    # -- files ------------------------------------------------------------------------------------------------
+
+    async def _open(self, request: Request, body: bytes) -> bytes:
+        flags, _ = layout.OPEN.unpack(body)
+        file = self._fs.file(request.node)
+        return self._opened(file, await self._fs.files.open(file, flags, request))
+
+    def _create(self, request: Request, body: bytes) -> bytes:
+        flags, mode, umask = layout.CREATE.unpack_from(body)
+        (name,) = layout.names(body, layout.CREATE.size)
+        parent = self._fs.directory(request.node)
+        return self._created(*self._fs.create.file(parent, name, mode, request._replace(umask=umask)), flags)
+
+    def _tmpfile(self, request: Request, body: bytes) -> bytes:
+        flags, mode, umask = layout.CREATE.unpack_from(body)
+        parent = self._fs.directory(request.node)
+        return self._created(*self._fs.create.nameless(parent, mode, request._replace(umask=umask)), flags)
+
+    def _created(self, file: File, st: os.stat_result, fd: int, flags: int) -> bytes:
+        self._fs.files.add_new(fd, file, flags)
+        return self._entry(file, st) + self._opened(file, fd)
+
+    async def _read(self, node: int, body: bytes) -> bytes | memoryview:
+        return await self._fs.files.read(*layout.READ.unpack_from(body))
+
+    async def _write(self, node: int, body: bytes) -> bytes:
+        fh, offset, _, write_flags, _ = layout.WRITE.unpack_from(body)
+        files = self._fs.files
+        data = memoryview(body)[layout.WRITE.size :]
+        written = files.write(fh, offset, data, bool(write_flags & layout.WRITE_KILLS_SUIDGID))
+        if files.changed_modes:
+            tell_modes(files)
+        stale = files.leaves_stale(fh)
+        if stale is not None:
+            await send_and_drop_pages(stale)
+        return layout.WRITTEN.pack(written, 0)
+
+    def _release(self, node: int, body: bytes) -> bytes:
+        (fh,) = layout.HANDLE.unpack_from(body)
+        self._backing.released(self._fs.files.release(fh))
+        return b""
+
+    async def _fsync(self, node: int, body: bytes) -> bytes:
+        fh, flags = layout.FSYNC.unpack_from(body)
+        await self._fs.files.fsync(fh, bool(flags & layout.FSYNC_DATA_ONLY))
+        return b""
+
+    async def _lseek(self, node: int, body: bytes) -> bytes:
+        """SEEK_DATA and SEEK_HOLE: the branch knows, once the kernel holds nothing back."""
+        fh, offset, whence = layout.LSEEK.unpack_from(body)
         if self._fs.files.kept_back(fh):
-            return None
-        return struct.pack("=Q", os.lseek(fh, offset, whence))
-
-    async def _lseek_written(self, request: Request, body: bytes) -> bytes:
-        fh, offset, whence = _LSEEK_IN.unpack_from(body)
-        await send_and_drop_pages(request.node)
-        return struct.pack("=Q", os.lseek(fh, offset, whence))
+            await send_and_drop_pages(node)
+        return layout.OFFSET.pack(os.lseek(fh, offset, whence))
 
     async def _fallocate(self, request: Request, body: bytes) -> bytes:
-        fh, offset, length, mode = _FALLOCATE_IN.unpack_from(body)
+        fh, offset, length, mode = layout.FALLOCATE.unpack_from(body)
         await self._fs.files.allocate(fh, mode, offset, length, request)
-        self._tell_modes()
+        tell_modes(self._fs.files)
         return b""
 
     async def _copy_file_range(self, request: Request, body: bytes) -> bytes:
-        source, offset, _, target, to, length, _ = _COPY_IN.unpack_from(body)
+        source, offset, target, to, length = layout.COPY_FILE_RANGE.unpack_from(body)
         copied = await self._fs.files.copy_range(source, offset, target, to, min(length, _RETRY_COPY), request)
-        self._tell_modes()
-        return struct.pack("=II", copied, 0)
+        tell_modes(self._fs.files)
+        return layout.WRITTEN.pack(copied, 0)
 
-    def _tmpfile(self, request: Request, body: bytes) -> bytes:
-        flags, mode, umask, _ = _CREATE_IN.unpack_from(body)
+    # -- directories ------------------------------------------------------------------------------------------
+
+    def _opendir(self, number: int, body: bytes) -> bytes:
+        handle = self._fs.listings.open(self._fs.directory(number))
+        return layout.open_reply(handle, layout.FOPEN_CACHE_DIR | layout.FOPEN_KEEP_CACHE)
+
+    def _readdirplus(self, number: int, body: bytes) -> bytes:
+        fh, offset, room = layout.READ.unpack_from(body)
         fs = self._fs
-        node, st, fd = fs.create.nameless(fs.directory(request.node), mode, request._replace(umask=umask))
-        fs.files.add_new(fd, node, flags)
-        node.lookups += 1
-        entry = _ENTRY_OUT.pack(node.ino, 0, FOREVER_S, FOREVER_S, 0, 0)
-        return entry + self._attributes(node, st) + _OPEN_OUT.pack(fd, _FOPEN_KEEP_CACHE, 0)
+        if len(fs.cache) > fs.cache.limit:
+            fs.cache.trim()
+        parts = []
+        for name, node, st, following in fs.listings.entries(fh, offset):
+            is_dot = following <= DOTS  # which gives no reference
+            attr = self._attributes(node, st)
+            entry = layout.entry_reply(0 if is_dot else node.ino, attr, self._valid_s(node, st))
+            shown = fs.root_number if node.ino == ROOT else node.ino
+            part = layout.directory_entry(entry, shown, following, st.st_mode, name)
+            room -= len(part)
+            if room < 0:
+                if node.lookups == 0 and not is_dot:
+                    fs.table.release(node)
+                break
+            if not is_dot:
+                node.lookups += 1
+            parts.append(part)
+        return b"".join(parts)
 
-    def _statx(self, request: Request, body: bytes) -> bytes:
-        _, _, _, _, mask = _STATX_IN.unpack_from(body)
-        node = self._fs.node(request.node)
-        answer = self._fs.attributes.statx(node, mask)
-        number = self._fs.root_number if node is self._fs.table.root else node.ino
-        st = attributes(node)
-        struct.pack_into("=III", answer, 16, link_count(node, st), *self._owner(st))
-        struct.pack_into("=Q", answer, 32, number)
-        return struct.pack("=QIIQQ", FOREVER_S, 0, 0, 0, 0) + bytes(answer)
+    def _releasedir(self, node: int, body: bytes) -> bytes:
+        self._fs.listings.release(*layout.HANDLE.unpack_from(body))
+        return b""
 
-    async def _ioctl(self, request: Request, body: bytes) -> bytes:
-        _, _, command, _, in_size, out_size = _IOCTL_IN.unpack_from(body)
-        argument = bytearray(body[_IOCTL_IN.size : _IOCTL_IN.size + in_size].ljust(max(in_size, out_size), b"\0"))
-        await self._fs.attributes.ioctl(self._fs.node(request.node), command, argument)
-        return _IOCTL_OUT.pack(0, 0, 0, 0) + bytes(argument[:out_size])
+    async def _fsyncdir(self, node: int, body: bytes) -> bytes:
+        await self._fs.files.fsync_directory(self._fs.listings.directory_of(*layout.HANDLE.unpack_from(body)))
+        return b""
+
+    # -- extended attributes ----------------------------------------------------------------------------------
+
+    def _getxattr(self, number: int, body: bytes) -> Reply:
+        room, _ = layout.GETXATTR.unpack_from(body)
+        (name,) = layout.names(body, layout.GETXATTR.size)
+        return layout.xattr_reply(self._fs.attributes.get_xattr(self._nodes[number], name), room)
+
+    def _listxattr(self, request: Request, body: bytes) -> Reply:
+        room, _ = layout.GETXATTR.unpack_from(body)
+        found = self._fs.attributes.list_xattr(self._nodes[request.node], request)
+        return layout.xattr_reply(layout.name_list(found), room)
+
+    async def _setxattr(self, request: Request, body: bytes) -> bytes:
+        size, flags = layout.SETXATTR.unpack_from(body)
+        name, _, rest = body[layout.SETXATTR.size :].partition(b"\0")
+        node = self._nodes[request.node]
+        await self._fs.attributes.set_xattr(node, name, rest[:size], request, flags)
+        return b""
+
+    async def _removexattr(self, number: int, body: bytes) -> bytes:
+        await self._fs.attributes.remove_xattr(self._nodes[number], body[:-1])
+        return b""
 
 
 def _errno_of(error: Exception, opcode: int) -> int:
     if isinstance(error, OSError) and error.errno:
         return error.errno
-    log.error("request %d failed; the caller gets EIO", opcode, exc_info=error)
+    log.error("%s failed; the caller gets EIO", Op(opcode).name, exc_info=error)
     return errno.EIO
-
-

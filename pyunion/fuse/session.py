@@ -20,6 +20,7 @@ import trio
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.fs.filesystem import FileSystem
 from pyunion.fuse import readiness, wire
+from pyunion.fuse.backing import Backing
 from pyunion.fuse.operations import Operations
 from pyunion.fuse.rawops import RawRequests
 from pyunion.unmounting import unmount
@@ -40,16 +41,16 @@ class Session:
         self._mountpoint = mountpoint
         self._wait = readiness.install()
         self._tasks: trio.Nursery | None = None
-        operations = Operations(fs)
-        raw = RawRequests(fs, self._start_task, wire.session_fd, operations.tell_modes)
-        wire.configure(raw.opcodes, raw.hook)
+        backing = Backing(fs.files, wire.session_fd)
+        raw = RawRequests(fs, backing, self._start_task)
+        wire.configure(raw.opcodes, raw.hook, passthrough=fs.settings.passthrough)
         options = {f"fsname={fsname}", "subtype=pyunion", "default_permissions", *flags}
         if os.geteuid() == 0:
             options.add("allow_other")
         if read_only:
             options.add("ro")
         try:
-            pyfuse3.init(operations, os.fsdecode(mountpoint), options)
+            pyfuse3.init(Operations(fs), os.fsdecode(mountpoint), options)
         except RuntimeError:
             raise PyunionError(
                 f"cannot mount on {os.fsdecode(mountpoint)}: the kernel or fusermount3 refused; "
@@ -73,7 +74,6 @@ class Session:
     async def _announce(self, ready: Callable[[], None]) -> None:
         await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
         granted = wire.granted()
-        self._fs.files.kernel_tells_setid = wire.Init.HANDLE_KILLPRIV_V2 in granted
         names = ", ".join(flag.name or "" for flag in wire.Init if flag in granted)
         log.info("granted by the kernel: %s", names or "nothing beyond what pyfuse3 asks for")
         ready()

@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 from typing import Any
 
 
@@ -22,14 +22,24 @@ class Init(IntFlag):
     PARALLEL_DIROPS = 1 << 18  # look-ups in one directory need not wait for each other
     CACHE_SYMLINKS = 1 << 23
     HANDLE_KILLPRIV_V2 = 1 << 28  # no question for security.capability before each write; see kill_suidgid()
+    PASSTHROUGH = 1 << 37  # Linux 6.9: the kernel reads and writes some files by itself; see backing.py
     NO_EXPORT_SUPPORT = 1 << 38  # no file handles of the union's own: we could not open one again after a forget
 
 
 _WANTED = Init.DONT_MASK | Init.PARALLEL_DIROPS | Init.CACHE_SYMLINKS | Init.HANDLE_KILLPRIV_V2 | Init.NO_EXPORT_SUPPORT
-_HANDLE_CACHE_DIR = 1 << 62  # as in _wire.c
 
-# (opcode, unique, node, uid, gid, pid, body) -> whether the request is taken
-Hook = Callable[[int, int, int, int, int, int, bytes], bool]
+_SPIN_US = 50  # how long it looks for a request before it goes to sleep; see spin() in _wire.c
+
+# (opcode, unique, node, uid, gid, pid, body) -> the reply's bytes, an errno, None for no reply, True if a task replies
+Hook = Callable[[int, int, int, int, int, int, bytes], Any]
+
+
+class Served(IntEnum):
+    """What serve() has done, as in _wire.c."""
+
+    NOTHING = 0
+    REQUESTS = 1
+    UP_TO_ONE_FOR_PYFUSE3 = 2
 
 
 def _load() -> Any:
@@ -47,9 +57,13 @@ def _load() -> Any:
 _wire: Any = _load()
 
 
-def configure(opcodes: frozenset[int], hook: Hook) -> bool:
-    """Before the session begins: hand the requests with these opcodes to `hook`. Whether the extension is there."""
-    return _wire is not None and bool(_wire.configure(_WANTED, sum(1 << code for code in opcodes), hook))
+def configure(opcodes: frozenset[int], hook: Hook, *, passthrough: bool) -> bool:
+    """Before the session begins: hand the requests with these opcodes to `hook`. Whether the extension is there.
+
+    With `passthrough`, if the kernel has it, there is no writeback cache.
+    """
+    wanted = _WANTED | Init.PASSTHROUGH if passthrough else _WANTED
+    return _wire is not None and bool(_wire.configure(wanted, sum(1 << code for code in opcodes), hook))
 
 
 def granted() -> Init:
@@ -67,16 +81,19 @@ def session_fd() -> int:
     return int(_wire.session_fd())
 
 
-def kill_suidgid() -> bool:
-    """Whether the request whose handler has just begun says that setuid and setgid must go (HANDLE_KILLPRIV_V2)."""
-    return _wire is not None and bool(_wire.kill_suidgid())
+def serves() -> bool:
+    """Whether serve() can be called: the extension is there, and the session has begun."""
+    return _wire is not None and session_fd() >= 0
 
 
-def times_are_now() -> bool:
-    """Whether the request whose handler has just begun sets times to "now", which is more often allowed than others."""
-    return _wire is not None and bool(_wire.times_are_now())
+def reply(unique: int, result: bytes | bytearray | memoryview | int | None) -> None:
+    """Answer a request that a task was started for: bytes, or an errno."""
+    _wire.reply(unique, result)
 
 
-def cached_directory(handle: int) -> int:
-    """The handle of an open directory whose entries the kernel shall keep until the directory changes."""
-    return handle if _wire is None else handle | _HANDLE_CACHE_DIR
+def serve(other: int, slice_s: float, wait_s: float) -> Served:
+    """Answer requests by the hook for `slice_s`; wait for each for `wait_s`, or until `other` (-1: none) is readable.
+
+    Returns before that if a task was started, which needs trio. The session has to have begun.
+    """
+    return Served(_wire.serve(other, int(slice_s * 1e6), int(wait_s * 1e3), _SPIN_US))

@@ -9,6 +9,7 @@ import ctypes
 import mmap
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -230,3 +231,19 @@ def test_setuid_goes_by_an_allocation_too(union: Union) -> None:
     union.mount()
     as_user("fallocate", "-l", "8192", union.at / "f")
     assert (union.at / "f").stat().st_mode & 0o7777 == 0o666
+
+
+def test_an_idle_mount_does_nothing(pyunion: Union) -> None:
+    """Not even look whether there is something to do: its daemon sleeps until somebody asks."""
+    write(pyunion.low / "f")
+
+    def switches() -> int:
+        lines = Path(f"/proc/{pyunion.daemon.pid}/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+
+    pyunion.mount()
+    append(pyunion.at / "f", "a copy_up, so that all parts have run")
+    time.sleep(0.5)  # the time in which nothing happens is what is tested
+    before = switches()
+    time.sleep(0.5)
+    assert switches() == before

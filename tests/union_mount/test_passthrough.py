@@ -1,0 +1,154 @@
+"""Passthrough: what the kernel reads and writes by itself, and that nothing else differs by it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.harness.files import append, run, tree, write
+from tests.harness.union import Union
+
+_SIZE = 8 << 20
+_LITTLE = 1 << 20
+
+
+def through_the_daemon(union: Union, action: Callable[[], object]) -> int:
+    """How many bytes the daemon reads or writes for an action (proc_pid_io(5))."""
+
+    def moved() -> int:
+        fields = dict(line.split(": ") for line in Path(f"/proc/{union.daemon.pid}/io").read_text().splitlines())
+        return int(fields["rchar"]) + int(fields["wchar"])
+
+    before = moved()
+    action()
+    return moved() - before
+
+
+def read_anew(path: Path) -> None:
+    """Read a file that no cache of the mount has."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        while os.read(fd, 1 << 17):
+            pass
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("origin", ["new", "copied up", "already in upper"])
+def test_a_file_of_upper_passes_the_daemon_by(pyunion: Union, origin: str) -> None:
+    path = pyunion.at / "f"
+    if origin == "copied up":
+        (pyunion.low / "f").write_bytes(os.urandom(_SIZE))
+    if origin == "already in upper":
+        (pyunion.top / "f").write_bytes(os.urandom(_SIZE))
+    pyunion.mount()
+    if origin == "copied up":
+        append(path, "+")
+    assert through_the_daemon(pyunion, lambda: path.write_bytes(os.urandom(_SIZE))) < _LITTLE
+    assert through_the_daemon(pyunion, lambda: read_anew(path)) < _LITTLE
+    run("cmp", path, pyunion.top / "f")
+
+
+def test_so_does_a_file_of_a_union_that_never_changes(pyunion: Union) -> None:
+    (pyunion.low / "f").write_bytes(os.urandom(_SIZE))
+    for options in ([], ["ro"]):
+        pyunion.mount(*options, writable=bool(options))
+        assert through_the_daemon(pyunion, lambda: read_anew(pyunion.at / "f")) < _LITTLE
+        pyunion.unmount()
+
+
+def test_a_lower_file_that_may_yet_change_does_not(pyunion: Union) -> None:
+    """Who reads it has to see what is written later, to another file."""
+    (pyunion.low / "f").write_bytes(os.urandom(_SIZE))
+    pyunion.mount()
+    assert through_the_daemon(pyunion, lambda: read_anew(pyunion.at / "f")) >= _SIZE
+
+
+def test_it_can_be_switched_off(pyunion: Union) -> None:
+    (pyunion.top / "f").write_bytes(os.urandom(_SIZE))
+    pyunion.mount("passthrough=off")
+    assert through_the_daemon(pyunion, lambda: read_anew(pyunion.at / "f")) >= _SIZE
+
+
+def test_readers_from_before_copy_up_and_writers_share_a_file(union: Union) -> None:
+    """All descriptors of a file that are open at a time have to be of one kind, for the kernel."""
+    write(union.low / "f", "lower\n")
+    union.mount()
+    path = union.at / "f"
+    with path.open() as before:
+        with path.open("a") as first, path.open("r+") as second:
+            first.write("one\n")
+            first.flush()
+            second.write("LOWER")
+            second.flush()
+            assert run("cat", path) == "LOWER\none\n"
+        if union.kind == "pyunion":
+            assert before.read() == "LOWER\none\n"
+    append(path, "two\n")
+    assert path.read_text() == "LOWER\none\ntwo\n"
+    union.remount()
+    assert path.read_text() == "LOWER\none\ntwo\n"
+
+
+@pytest.mark.parametrize("way", ["write", "mmap"])
+def test_setuid_that_comes_while_a_file_is_open_goes_by_the_next_write(union: Union, way: str) -> None:
+    """By whoever has opened it. A mapping tells nobody, on any file system."""
+    union.mount()
+    write(union.at / "f", "x", mode=0o777)
+    os.chown(union.at / "f", 1000, 1000)
+    script = (
+        "import mmap, os, sys\n"
+        "os.setresgid(1000, 1000, 1000); os.setgroups([]); os.setresuid(1000, 1000, 1000)\n"
+        "fd = os.open(sys.argv[1], os.O_RDWR)\n"
+        "data = mmap.mmap(fd, 1)\n"
+        "print('open', flush=True); input()\n"
+        "if sys.argv[2] == 'write': os.write(fd, b'y')\n"
+        "else: data[0] = 121; data.flush()\n"
+        "print('written', flush=True); input()\n"
+    ).replace("os.setresgid(1000, 1000, 1000); os.setgroups([]);", "os.setgroups([]); os.setresgid(1000, 1000, 1000);")
+    with subprocess.Popen(
+        ["python3", "-c", script, union.at / "f", way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as user:
+        assert user.stdin is not None
+        assert user.stdout is not None
+        assert user.stdout.readline() == "open\n"
+        (union.at / "f").chmod(0o6777)
+        assert stat.S_IMODE((union.at / "f").stat().st_mode) == 0o6777
+        user.stdin.write("\n")
+        user.stdin.flush()
+        assert user.stdout.readline() == "written\n"
+        kept = 0o777 if way == "write" else 0o6777
+        assert stat.S_IMODE((union.at / "f").stat().st_mode) == kept
+        user.stdin.write("\n")
+        user.stdin.flush()
+    assert (union.at / "f").read_text() == "y"
+
+
+@pytest.mark.parametrize("kind", ["overlay", "pyunion"])
+def test_an_upper_that_is_a_union_itself(pyunion: Union, scratch: Path, kind: str) -> None:
+    """Its files cannot be passed through; everything works without."""
+    (scratch / "inner").mkdir()
+    inner = Union(scratch / "inner", kind="kernel" if kind == "overlay" else kind)
+    inner.mount()
+    try:
+        pyunion.top, pyunion.work = inner.at / "upper", inner.at / "work"
+        pyunion.top.mkdir()
+        pyunion.work.mkdir()
+        pyunion.compare_with_kernel = False
+        write(pyunion.low / "f", "lower\n")
+        pyunion.mount()
+        append(pyunion.at / "f", "more\n")
+        write(pyunion.at / "new", "new\n")
+        append(pyunion.at / "new", "more\n")
+        pyunion.remount()
+        assert tree(pyunion.at) == ["f", "new"]
+        assert run("cat", pyunion.at / "f", pyunion.at / "new") == "lower\nmore\nnew\nmore\n"
+        pyunion.unmount()
+    finally:
+        inner.clean_up()
