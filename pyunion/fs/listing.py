@@ -1,72 +1,61 @@
-"""Open directories: a listing is a snapshot, so that positions in it stay good while entries come and go.
+"""Listings of directories, and the positions in them that telldir(3) and seekdir(3) have.
 
-Owns the handles of opendir and what telldir/seekdir see. rewinddir makes a new snapshot.
+A name keeps its position for as long as the kernel knows the directory, whoever lists it and whatever comes and goes
+meanwhile. So a listing needs no open directory: a position and the node say where it goes on. Owns these positions.
 """
 
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
-from errno import EBADF
 
 from pyunion.fs.lookup import Lookup, attributes
-from pyunion.fs.nodes import Directory, Node
+from pyunion.fs.nodes import Directory, Listing, Node
 
 Entry = tuple[bytes, Node, os.stat_result, int]  # name, node, attributes, position after the entry
-DOTS = 2
-
-
-class _Snapshot:
-    __slots__ = ("directory", "names", "positions")
-
-    def __init__(self, directory: Directory) -> None:
-        self.directory = directory
-        self.names: list[bytes] | None = None  # none taken yet
-        self.positions: list[int] = []
+DOTS = 2  # the positions after `.` and `..`
 
 
 class Listings:
-    """The open directories of the mount."""
+    """Lists directories of the mount."""
 
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup
-        self._open: dict[int, _Snapshot] = {}
-        self._next = 1
 
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def open(self, directory: Directory) -> int:
-        handle = self._next
-        self._next += 1
-        self._open[handle] = _Snapshot(directory)
-        return handle
-
-    def release(self, handle: int) -> None:
-        del self._open[handle]
-
-    def directory_of(self, handle: int) -> Directory:
-        return self._open[handle].directory
-
-    def entries(self, handle: int, offset: int) -> Iterator[Entry]:
-        """The entries from a position on, `.` and `..` first. What has gone since the snapshot is left out."""
-        snapshot = self._open.get(handle)
-        if snapshot is None:
-            raise OSError(EBADF, os.strerror(EBADF))
-        directory = snapshot.directory
-        if offset == 0 or snapshot.names is None:
-            winners = self._lookup.listing(directory)
-            snapshot.names = list(winners)
-            snapshot.positions = list(winners.values())
+    def entries(self, directory: Directory, offset: int) -> Iterator[Entry]:
+        """The entries after a position, `.` and `..` first. Branches are listed anew for position 0 only; what has gone
+        since then is left out."""
+        if offset == 0 or directory.listing is None:
+            directory.listing = self._list(directory)
         if offset == 0:
             yield b".", directory, attributes(directory), 1
         if offset <= 1:
             parent = directory.parent or directory
             yield b"..", parent, attributes(parent), 2
         child = self._lookup.child
-        names, positions = snapshot.names, snapshot.positions
-        for number in range(max(0, offset - DOTS), len(names)):
-            name = names[number]
-            entry = child(directory, name, positions[number])
+        listing = directory.listing
+        for number in range(bisect_right(listing.positions, offset), len(listing.names)):
+            name = listing.names[number]
+            # what was below may have come to upper meanwhile
+            entry = child(directory, name, 0 if directory.in_upper else listing.layers[number])
             if entry is not None:
-                yield name, entry[0], entry[1], number + DOTS + 1
+                yield name, entry[0], entry[1], listing.positions[number]
+
+    def _list(self, directory: Directory) -> Listing:
+        """The names in the order of their positions: those that had one before first, and then the new ones."""
+        winners = self._lookup.listing(directory)
+        before = directory.listing
+        if before is None:
+            end = DOTS + 1 + len(winners)
+            return Listing(list(winners), list(range(DOTS + 1, end)), list(winners.values()), end)
+        names, positions = [], []
+        new = dict(winners)
+        for name, position in zip(before.names, before.positions, strict=True):
+            if new.pop(name, None) is not None:
+                names.append(name)
+                positions.append(position)
+        end = before.end + len(new)
+        positions += range(before.end, end)
+        names += new
+        return Listing(names, positions, [winners[name] for name in names], end)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from pyunion.branch.dirs import Dir
 from pyunion.union.numbers import Numbers
@@ -78,10 +79,19 @@ class File(Node):
         return os.stat(self.real, dir_fd=self.dir.fd(), follow_symlinks=False)
 
 
+class Listing(NamedTuple):
+    """What a directory of the union has, as it was listed last. A name keeps its position; see listing.py."""
+
+    names: list[bytes]
+    positions: list[int]  # of the names, rising
+    layers: list[int]  # which layer of the directory has what is under the name
+    end: int  # a position that no name has had yet
+
+
 class Directory(Node):
     """A directory with its layers, topmost first, and those of its entries that are nodes."""
 
-    __slots__ = ("children", "layers", "redirect")
+    __slots__ = ("children", "layers", "listing", "redirect")
 
     is_dir = True
 
@@ -90,6 +100,7 @@ class Directory(Node):
         self.layers = layers
         self.redirect: bytes | None = None  # what the mark on its upper directory says
         self.children: dict[bytes, Node] = {}
+        self.listing: Listing | None = None
 
     @property
     def in_upper(self) -> bool:

@@ -235,7 +235,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     def opendir(self, inode: int, ctx: RequestContext) -> int:
-        return self._fs.listings.open(self._fs.directory(inode))
+        return inode  # a listing needs no more
 
     @guarded
     def readdir(self, fh: int, offset: int, token: ReaddirToken) -> None:
@@ -243,7 +243,7 @@ class Operations(pyfuse3.Operations):
         reply: Any = pyfuse3.readdir_reply
         if len(fs.cache) > fs.cache.limit:
             fs.cache.trim()
-        for name, node, st, following in fs.listings.entries(fh, offset):
+        for name, node, st, following in fs.listings.entries(fs.directory(fh), offset):
             if following <= 2:  # . and .. give no reference
                 if not reply(token, name, self._stat(node, st), following):
                     return
@@ -256,11 +256,11 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     def releasedir(self, fh: int) -> None:
-        self._fs.listings.release(fh)
+        pass
 
     @guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._fs.files.fsync_directory(self._fs.listings.directory_of(fh))
+        await self._fs.files.fsync_directory(self._fs.directory(fh))
 
     # -- extended attributes ----------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ class RawRequests:
             Op.INIT: self._begin,
             Op.OPENDIR: self._opendir,
             Op.READDIRPLUS: self._readdirplus,
-            Op.RELEASEDIR: self._releasedir,
+            Op.RELEASEDIR: lambda node, body: b"",
             Op.FSYNCDIR: self._fsyncdir,
             Op.ACCESS: lambda node, body: errno.ENOSYS,  # the kernel checks permissions itself
             Op.INTERRUPT: lambda node, body: None,  # nothing takes so long that it is worth it
@@ -339,17 +339,19 @@ class RawRequests:
 
     # -- directories ------------------------------------------------------------------------------------------
 
-    def _opendir(self, number: int, body: bytes) -> bytes:
-        handle = self._fs.listings.open(self._fs.directory(number))
-        return layout.open_reply(handle, layout.FOPEN_CACHE_DIR | layout.FOPEN_KEEP_CACHE)
+    def _opendir(self, number: int, body: bytes) -> Reply:
+        """A listing needs no handle, and a kernel that knows ENOSYS here does not ask again."""
+        if wire.Init.NO_OPENDIR_SUPPORT in wire.granted():
+            return errno.ENOSYS
+        return layout.open_reply(0, layout.FOPEN_CACHE_DIR | layout.FOPEN_KEEP_CACHE)
 
     def _readdirplus(self, number: int, body: bytes) -> bytes:
-        fh, offset, room = layout.READ.unpack_from(body)
+        _, offset, room = layout.READ.unpack_from(body)
         fs = self._fs
         if len(fs.cache) > fs.cache.limit:
             fs.cache.trim()
         parts = []
-        for name, node, st, following in fs.listings.entries(fh, offset):
+        for name, node, st, following in fs.listings.entries(fs.directory(number), offset):
             is_dot = following <= DOTS  # which gives no reference
             attr = self._attributes(node, st)
             entry = layout.entry_reply(0 if is_dot else node.ino, attr, self._valid_s(node, st))
@@ -365,12 +367,8 @@ class RawRequests:
             parts.append(part)
         return b"".join(parts)
 
-    def _releasedir(self, node: int, body: bytes) -> bytes:
-        self._fs.listings.release(*layout.HANDLE.unpack_from(body))
-        return b""
-
-    async def _fsyncdir(self, node: int, body: bytes) -> bytes:
-        await self._fs.files.fsync_directory(self._fs.listings.directory_of(*layout.HANDLE.unpack_from(body)))
+    async def _fsyncdir(self, number: int, body: bytes) -> bytes:
+        await self._fs.files.fsync_directory(self._fs.directory(number))
         return b""
 
     # -- extended attributes ----------------------------------------------------------------------------------

@@ -21,12 +21,14 @@ class Init(IntFlag):
     DONT_MASK = 1 << 6  # the umask comes with the request: default ACLs need that
     PARALLEL_DIROPS = 1 << 18  # look-ups in one directory need not wait for each other
     CACHE_SYMLINKS = 1 << 23
+    NO_OPENDIR_SUPPORT = 1 << 24  # said by the kernel alone: ENOSYS ends requests for opening directories
     HANDLE_KILLPRIV_V2 = 1 << 28  # no question for security.capability before each write; see kill_suidgid()
     PASSTHROUGH = 1 << 37  # Linux 6.9: the kernel reads and writes some files by itself; see backing.py
     NO_EXPORT_SUPPORT = 1 << 38  # no file handles of the union's own: we could not open one again after a forget
 
 
-_WANTED = Init.DONT_MASK | Init.PARALLEL_DIROPS | Init.CACHE_SYMLINKS | Init.HANDLE_KILLPRIV_V2 | Init.NO_EXPORT_SUPPORT
+_WANTED = Init.DONT_MASK | Init.PARALLEL_DIROPS | Init.CACHE_SYMLINKS | Init.NO_OPENDIR_SUPPORT
+_WANTED |= Init.HANDLE_KILLPRIV_V2 | Init.NO_EXPORT_SUPPORT
 
 _SPIN_US = 50  # how long it looks for a request before it goes to sleep; see spin() in _wire.c
 

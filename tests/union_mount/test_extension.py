@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.files import append, as_user, outcome, run, write
+from tests.harness.files import append, as_user, outcome, run, tree, write
 from tests.harness.mounts import REPOSITORY
 from tests.harness.union import Union
 
@@ -47,7 +47,8 @@ def bare(pyunion: Union) -> Union:
 
 def test_the_tests_run_with_the_extension(pyunion: Union) -> None:
     pyunion.mount()
-    assert "DONT_MASK, PARALLEL_DIROPS, CACHE_SYMLINKS, HANDLE_KILLPRIV_V2" in pyunion.daemon.log()
+    flags = "DONT_MASK, PARALLEL_DIROPS, CACHE_SYMLINKS, NO_OPENDIR_SUPPORT, HANDLE_KILLPRIV_V2, PASSTHROUGH"
+    assert flags in pyunion.daemon.log()
 
 
 def test_a_nameless_file_lives_until_it_is_closed_or_linked(union: Union) -> None:
@@ -231,6 +232,21 @@ def test_setuid_goes_by_an_allocation_too(union: Union) -> None:
     union.mount()
     as_user("fallocate", "-l", "8192", union.at / "f")
     assert (union.at / "f").stat().st_mode & 0o7777 == 0o666
+
+
+def test_what_the_kernel_has_seen_is_not_asked_for_again(pyunion: Union) -> None:
+    for number in range(100):
+        write((pyunion.low, pyunion.low2, pyunion.top)[number % 3] / f"d{number % 7}/{number}")
+        (pyunion.low / f"link{number}").symlink_to(f"d{number % 7}/{number}")
+    pyunion.mount()
+
+    def walk() -> list[str]:
+        return [*tree(pyunion.at), *(os.readlink(path) for path in sorted(pyunion.at.glob("link*")))]
+
+    seen = walk()
+    walk()  # reading a directory has made its access time unknown, and stat asked for it
+    assert pyunion.daemon.bytes_moved(walk) == 0
+    assert walk() == seen
 
 
 def test_an_idle_mount_does_nothing(pyunion: Union) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,6 @@ from tests.harness.union import Union
 
 _SIZE = 8 << 20
 _LITTLE = 1 << 20
-
-
-def through_the_daemon(union: Union, action: Callable[[], object]) -> int:
-    """How many bytes the daemon reads or writes for an action (proc_pid_io(5))."""
-
-    def moved() -> int:
-        fields = dict(line.split(": ") for line in Path(f"/proc/{union.daemon.pid}/io").read_text().splitlines())
-        return int(fields["rchar"]) + int(fields["wchar"])
-
-    before = moved()
-    action()
-    return moved() - before
 
 
 def read_anew(path: Path) -> None:
@@ -50,8 +37,8 @@ def test_a_file_of_upper_passes_the_daemon_by(pyunion: Union, origin: str) -> No
     pyunion.mount()
     if origin == "copied up":
         append(path, "+")
-    assert through_the_daemon(pyunion, lambda: path.write_bytes(os.urandom(_SIZE))) < _LITTLE
-    assert through_the_daemon(pyunion, lambda: read_anew(path)) < _LITTLE
+    assert pyunion.daemon.bytes_moved(lambda: path.write_bytes(os.urandom(_SIZE))) < _LITTLE
+    assert pyunion.daemon.bytes_moved(lambda: read_anew(path)) < _LITTLE
     run("cmp", path, pyunion.top / "f")
 
 
@@ -59,7 +46,7 @@ def test_so_does_a_file_of_a_union_that_never_changes(pyunion: Union) -> None:
     (pyunion.low / "f").write_bytes(os.urandom(_SIZE))
     for options in ([], ["ro"]):
         pyunion.mount(*options, writable=bool(options))
-        assert through_the_daemon(pyunion, lambda: read_anew(pyunion.at / "f")) < _LITTLE
+        assert pyunion.daemon.bytes_moved(lambda: read_anew(pyunion.at / "f")) < _LITTLE
         pyunion.unmount()
 
 
@@ -67,13 +54,13 @@ def test_a_lower_file_that_may_yet_change_does_not(pyunion: Union) -> None:
     """Who reads it has to see what is written later, to another file."""
     (pyunion.low / "f").write_bytes(os.urandom(_SIZE))
     pyunion.mount()
-    assert through_the_daemon(pyunion, lambda: read_anew(pyunion.at / "f")) >= _SIZE
+    assert pyunion.daemon.bytes_moved(lambda: read_anew(pyunion.at / "f")) >= _SIZE
 
 
 def test_it_can_be_switched_off(pyunion: Union) -> None:
     (pyunion.top / "f").write_bytes(os.urandom(_SIZE))
     pyunion.mount("passthrough=off")
-    assert through_the_daemon(pyunion, lambda: read_anew(pyunion.at / "f")) >= _SIZE
+    assert pyunion.daemon.bytes_moved(lambda: read_anew(pyunion.at / "f")) >= _SIZE
 
 
 def test_readers_from_before_copy_up_and_writers_share_a_file(union: Union) -> None:
