@@ -200,6 +200,31 @@ def test_signals_that_end_the_daemon_leave_everything_on_disk(pyunion: Union) ->
         assert (pyunion.top / f"f{number}").read_bytes() == b"data" * 1000
 
 
+def test_a_second_signal_ends_a_mount_of_which_another_namespace_has_a_copy(pyunion: Union) -> None:
+    write(pyunion.low / "f", "text")
+    pyunion.mount()
+    script = 'echo there; read _; cat "$0/f"; echo more; read _; ! cat "$0/f" 2>/dev/null && echo dead; read _'
+    with subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, pyunion.at],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as holder:  # fmt: skip
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "there\n"
+        pyunion.daemon.expect_complaints = True
+        os.kill(pyunion.daemon.pid, signal.SIGTERM)
+        while os.path.ismount(pyunion.at):
+            os.sched_yield()
+        print(file=holder.stdin, flush=True)
+        assert holder.stdout.readline() == "textmore\n"
+        os.kill(pyunion.daemon.pid, signal.SIGTERM)
+        assert pyunion.daemon.wait_end() == 0
+        pyunion.forget()
+        print(file=holder.stdin, flush=True)
+        assert holder.stdout.readline() == "dead\n"
+        print(file=holder.stdin, flush=True)
+
+
 def test_the_daemon_survives_what_is_not_meant_to_end_it(pyunion: Union) -> None:
     pyunion.mount()
     os.kill(pyunion.daemon.pid, signal.SIGPIPE)
