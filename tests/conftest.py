@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tests.harness import leaks
+from tests.harness.mounts import REPOSITORY
 from tests.harness.union import Union
 
 # The same examples in every run; PYUNION_EXAMPLES=2000 looks further, with new ones each time.
@@ -62,6 +64,15 @@ def pyunion(scratch: Path, _can_mount: None) -> Iterator[Union]:
     made = Union(scratch, "pyunion")
     yield made
     made.clean_up()
+
+
+@pytest.fixture(scope="session")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The root directory of a small but whole Debian, for tests that leave it as it is: as a lower branch."""
+    root = tmp_path_factory.mktemp("debian") / "root"
+    subprocess.run([REPOSITORY / "scripts/debian-root", root], check=True)
+    yield root
+    subprocess.run(["rm", "-rf", root], check=True)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

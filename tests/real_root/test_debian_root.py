@@ -7,13 +7,10 @@ the lower branches are bit for bit as they were.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.harness.files import make_opaque, make_whiteout, write
-from tests.harness.mounts import REPOSITORY, KernelMount, Layers
+from tests.harness.mounts import KernelMount, Layers
 from tests.harness.union import Union
 
 PROGRAM = r"""
@@ -83,14 +80,6 @@ SQL
         git init --quiet /root/another
         mv /etc/apt /etc/apt.away && mv /etc/apt.away /etc/apt""",
 }
-
-
-@pytest.fixture(scope="module")
-def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("debian") / "root"
-    subprocess.run([REPOSITORY / "scripts/debian-root", root], check=True)
-    yield root
-    subprocess.run(["rm", "-rf", root], check=True)
 
 
 def enter(root: Path, script: str) -> None:
