@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pyunion import __version__
+from pyunion.config import LOG_LEVELS
 from pyunion.errors import ExitCode, PyunionError, printable
 
 _OPTIONS = """\
@@ -101,7 +102,8 @@ def _add_mount(commands: argparse._SubParsersAction[_Parser]) -> None:
         allow_abbrev=False,
     )
     mount.add_argument("source", nargs="?", metavar="SRC", help="a name that mount(8) shows and fstab has; any will do")
-    mount.add_argument("mountpoint", metavar="MNT", help="the directory on which the union appears")
+    mount.add_argument("mountpoint", nargs="?", metavar="MNT", help="the directory on which the union appears")
+    mount.add_argument("--config", metavar="FILE", help="a TOML file with all of this; the command line comes first")
     mount.add_argument(
         "--lower",
         action="append",
@@ -122,7 +124,7 @@ def _add_mount(commands: argparse._SubParsersAction[_Parser]) -> None:
     mount.add_argument("--squash-to-gid", metavar="GID", help="as -o squash_to_gid=: show one group for all")
     mount.add_argument("--foreground", action="store_true", help="stay; so does a service that sets NOTIFY_SOCKET")
     mount.add_argument("--log-file", metavar="FILE", help="log there instead of to stderr or the system's log")
-    mount.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    mount.add_argument("--log-level", choices=LOG_LEVELS, help="the default is info")
     helper = mount.add_argument_group("as mount(8) and podman call it", "Without an effect: -n, -t TYPE and -v.")
     helper.add_argument(
         "--helper", action="store_true", help="never stay by NOTIFY_SOCKET; and -o aufs, if there is no SRC (podman)"
@@ -141,8 +143,10 @@ def _add_umount(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="unmount, wait until everything is written, and say who keeps it busy",
         allow_abbrev=False,
     )
-    umount.add_argument("mountpoint", metavar="MNT")
+    umount.add_argument("mountpoint", nargs="?", metavar="MNT")
+    umount.add_argument("--config", metavar="FILE", help="take the mount point from there")
     umount.add_argument("--lazy", action="store_true", help="detach it now, and let it end with its last user")
+    umount.add_argument("--dead", action="store_true", help="only if its daemon is gone; anything else is left alone")
 
 
 def _add_info(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -164,9 +168,16 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     demo.add_argument("--keep", action="store_true", help="leave it mounted")
 
 
+def _add_units(commands: argparse._SubParsersAction[_Parser]) -> None:
+    units = commands.add_parser("units", help="for systemd: which mounts the services need", allow_abbrev=False)
+    units.add_argument("directory", metavar="DIR", help="where to write drop-ins, as systemd tells its generators")
+    units.add_argument("--configs", metavar="DIR", default="/etc/pyunion", help="where NAME.toml are (%(default)s)")
+
+
 _COMMANDS: dict[str, Callable[[argparse._SubParsersAction[_Parser]], None]] = {
     "mount": _add_mount,
     "umount": _add_umount,
     "info": _add_info,
     "demo": _add_demo,
+    "units": _add_units,
 }

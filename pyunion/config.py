@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.union.ids import AS_STORED, NOT_MAPPED, Mapping, Owners, Range
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
 
 @dataclass(frozen=True, slots=True)
 class MountConfig:

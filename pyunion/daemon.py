@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import resource
-from collections.abc import Callable
+import signal
 from contextlib import ExitStack
 from typing import NamedTuple
 
 import trio
 
-from pyunion import board, mountinfo
+from pyunion import board, logs, mountinfo
 from pyunion.branch import opening, syscalls
 from pyunion.branch.copyup import Terms
 from pyunion.branch.dirs import Branch, DirCache
@@ -26,6 +26,7 @@ from pyunion.branch.work import Work
 from pyunion.config import MountConfig
 from pyunion.fs.filesystem import FileSystem, Settings
 from pyunion.fuse.session import Session
+from pyunion.notify import Listener
 from pyunion.union import marks
 from pyunion.union.ids import Owners
 
@@ -35,17 +36,12 @@ _MOST_CACHED_DIRS = 8192
 _STACKED = ("overlay", "fuse", "ecryptfs")
 
 
-def serve(
-    config: MountConfig, ready: Callable[[], None], stopping: Callable[[], None] = lambda: None
-) -> None:
-    """Mount and answer requests until the mount ends.
-
-    `ready` is called when the mount answers, `stopping` when a signal asks for the end. Raises PyunionError.
-    """
+def serve(config: MountConfig, listener: Listener) -> None:
+    """Mount and answer requests until the mount ends, and give the listener news of it. Raises PyunionError."""
     os.umask(0)  # modes come from the callers
     limit = _raise_descriptor_limit()
     with ExitStack() as stack:
-        stack.callback(os.close, board.publish(config))
+        _publish(config, stack)
         cache = DirCache(min(limit // 4, _MOST_CACHED_DIRS))
         fs = _build(config, cache, stack)
         stack.callback(fs.files.close_all)
@@ -53,7 +49,14 @@ def serve(
             fs, config.mountpoint, config.fsname, config.mount_flags, config.read_only or config.upper is None
         )
         stack.callback(session.close)
-        trio.run(session.serve, ready, stopping)
+        trio.run(session.serve, listener)
+
+
+def _publish(config: MountConfig, stack: ExitStack) -> None:
+    """Say what is mounted, and on SIGUSR1 read there what a remount has changed: the level of the log."""
+    fd = board.publish(config)
+    stack.callback(os.close, fd)
+    signal.signal(signal.SIGUSR1, lambda *_: logs.set_level(board.published(fd)["log_level"]))
 
 
 class _Top(NamedTuple):

@@ -19,6 +19,7 @@ class ExitCode(IntEnum):
     BUSY = 4  # a branch or a mount is in use
     MOUNT = 5  # cannot mount here: no /dev/fuse, no fusermount3, no such mount point
     WORK = 6  # upper and work cannot be used together, or not in their present state
+    CONFIG = 7  # the file of --config is missing or wrong
     INTERRUPTED = 130  # Ctrl-C, as shells report it
 
 

@@ -1,4 +1,5 @@
-"""Where the daemon's log goes: stderr in the foreground, a file when one is named, else the system's log.
+"""Where the daemon's log goes: a file when one is named, the journal when stderr does, else stderr in the foreground
+and the system's log in the background.
 
 Owns the format and the choice; knows nothing of what is logged.
 """
@@ -9,6 +10,7 @@ import logging
 import os
 import syslog
 
+from pyunion import journal
 from pyunion.config import MountConfig
 from pyunion.errors import ExitCode, PyunionError, printable
 
@@ -38,6 +40,11 @@ def start(config: MountConfig) -> None:
     )
 
 
+def set_level(level: str) -> None:
+    """Log what is at least as urgent as this, which is one of config.LOG_LEVELS, from now on."""
+    logging.getLogger().setLevel(level.upper())
+
+
 def _handlers(config: MountConfig) -> list[logging.Handler]:
     if config.log_file is not None:
         path = os.fsdecode(config.log_file)
@@ -45,6 +52,8 @@ def _handlers(config: MountConfig) -> list[logging.Handler]:
             return [logging.FileHandler(path, encoding="utf-8", errors="surrogateescape")]
         except OSError as error:
             raise PyunionError(f"cannot write the log file {path}: {error.strerror}", ExitCode.USAGE) from None
+    if journal.gets_stderr():
+        return [journal.JournalHandler(SYSLOG_IDENTIFIER="pyunion", PYUNION_MOUNT=os.fsdecode(config.mountpoint))]
     if config.foreground:
         return [logging.StreamHandler()]
     syslog.openlog("pyunion", syslog.LOG_PID, syslog.LOG_DAEMON)

@@ -7,44 +7,67 @@ is pyunion.daemon.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 
-from pyunion import background, logs, notify, preflight
-from pyunion.commands import remount
+from pyunion import background, configfile, logs, notify, preflight
+from pyunion.commands import remount, umount
 from pyunion.config import MountConfig, Options, make_config, parse_options
+from pyunion.configfile import ConfigFile
 from pyunion.errors import ExitCode, PyunionError, printable
-
-_READY, _STOPPING = "READY=1", "STOPPING=1"
 
 
 def run(arguments: Namespace) -> int:
+    try:
+        return _run(arguments)
+    except PyunionError as error:
+        if not arguments.helper:
+            notify.send(f"STATUS={printable(str(error))}")
+        raise
+
+
+def _run(arguments: Namespace) -> int:
     if arguments.namespace is not None:
         raise PyunionError(
             "-N is not supported: to mount in another mount namespace, run nsenter --mount=NAMESPACE mount ...",
             ExitCode.USAGE,
         )
-    options = _options(arguments)
+    if arguments.mountpoint is None:  # a single name is that of the mount point
+        arguments.source, arguments.mountpoint = None, arguments.source
+    file = ConfigFile() if arguments.config is None else configfile.read(arguments.config)
+    options = _options(arguments, file)
     if options.remount:
         if arguments.lower or arguments.upper or arguments.work:
             raise PyunionError("a remount changes no branches; leave out --lower, --upper and --work", ExitCode.USAGE)
-        return remount.run(options, os.fsencode(arguments.mountpoint), dry=arguments.fake)
-    config = preflight.prepare(_config(arguments, options))
+        whole = _config(arguments, options, file) if arguments.config else None
+        point = _mountpoint(arguments, file)
+        return remount.run(options, point, whole=whole, log_level=arguments.log_level, dry=arguments.fake)
+    config = _config(arguments, options, file)
+    if arguments.config and not arguments.fake:
+        umount.clear_dead(config.mountpoint)  # a service is started again after a crash
+    config = preflight.prepare(config)
     for note in config.notes:
         print(f"pyunion: {printable(note)}", file=sys.stderr)
     if arguments.fake:
         return ExitCode.OK
     if config.foreground:
-        _serve(config, lambda state: _tell_service_manager(state, config))
+        _serve(config, notify.ServiceManager(printable(os.fsdecode(config.mountpoint))))
     else:
-        background.run(lambda ready: _serve(config, lambda state: ready() if state == _READY else None))
+        background.run(lambda ready: _serve(config, notify.Listener(ready)))
     return ExitCode.OK
 
 
-def _options(arguments: Namespace) -> Options:
+def _options(arguments: Namespace, file: ConfigFile) -> Options:
     options = Options(sloppy=arguments.sloppy)
+    file.fill(options)  # first, so that the command line wins
+    if arguments.lower:
+        options.lowers, options.data_only = [], 0
+    if arguments.upper:
+        options.upper = None
+    if arguments.work:
+        options.work = None
     if arguments.source:
         options.fsname = arguments.source
     if arguments.helper and arguments.source is None:
@@ -57,19 +80,28 @@ def _options(arguments: Namespace) -> Options:
     return options
 
 
-def _config(arguments: Namespace, options: Options) -> MountConfig:
+def _config(arguments: Namespace, options: Options, file: ConfigFile) -> MountConfig:
     log_file = arguments.log_file
     return make_config(
         options,
         lowers=[os.fsencode(text) for text in arguments.lower],
         upper=_encoded(arguments.upper),
         work=_encoded(arguments.work),
-        mountpoint=os.fsencode(arguments.mountpoint),
+        mountpoint=_mountpoint(arguments, file),
         privileged=os.geteuid() == 0,
         foreground=arguments.foreground or (notify.wanted() and not arguments.helper),
-        log_level=arguments.log_level,
+        log_level=arguments.log_level or file.log_level or "info",
         log_file=None if log_file is None else os.path.abspath(os.fsencode(log_file)),
     )
+
+
+def _mountpoint(arguments: Namespace, file: ConfigFile) -> bytes:
+    point = file.mountpoint if arguments.mountpoint is None else os.fsencode(arguments.mountpoint)
+    if point is None:
+        raise PyunionError(
+            "no mount point is given; name a directory, or --config with a file that does", ExitCode.USAGE
+        )
+    return point
 
 
 def _switches(arguments: Namespace) -> list[bytes]:
@@ -95,15 +127,12 @@ def _encoded(text: str | None) -> bytes | None:
     return None if text is None else os.fsencode(text)
 
 
-def _serve(config: MountConfig, tell: Callable[[str], None]) -> None:
+def _serve(config: MountConfig, listener: notify.Listener) -> None:
     logs.start(config)
     try:
         from pyunion import daemon
     except ImportError as error:
         raise PyunionError(f"{error}; run scripts/pyunion, which installs what is missing", ExitCode.FAILURE) from error
-    daemon.serve(config, lambda: tell(_READY), lambda: tell(_STOPPING))
-
-
-def _tell_service_manager(state: str, config: MountConfig) -> None:
-    word = "mounted on" if state == _READY else "unmounting"
-    notify.send(state, f"STATUS={word} {printable(os.fsdecode(config.mountpoint))}")
+    if listener.ping_s is not None:
+        faulthandler.enable()  # the service manager ends by SIGABRT what has hung, and its log then says where
+    daemon.serve(config, listener)

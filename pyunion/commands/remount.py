@@ -1,36 +1,48 @@
 """`pyunion mount -o remount,...`: other flags for a mount that is there, as mount(8) asks for them.
 
-Owns what can change: the flags that the kernel keeps, read-only first. What the daemon was built from cannot, and is
-compared with what it publishes, as mount(8) hands the whole line of fstab to us again.
+Owns what can change: the flags that the kernel keeps, read-only first, and the level of the daemon's log. What the
+daemon was built from cannot, and is compared with what it publishes, as mount(8) hands the whole line of fstab to us
+again, and a service its whole file.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+from dataclasses import asdict
 from typing import Any
 
 from pyunion import board, mountinfo, users
-from pyunion.config import Options
+from pyunion.config import MountConfig, Options
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.mountinfo import Mounted
 from pyunion.union.ids import NOT_MAPPED, Owners
 
 _BY_OPTION = {"lowers": "lowerdir", "data_only": "lowerdir", "upper": "upperdir", "work": "workdir"}
 _BY_OPTION |= {"follow_redirects": "redirect_dir", "owners": "uidmapping or gidmapping"}
+_CAN_CHANGE = ("read_only", "mount_flags", "log_level")
+_OF_A_START = ("mountpoint", "foreground", "log_file", "notes")
 
 
-def run(options: Options, mountpoint: bytes, *, dry: bool) -> int:
-    """Give the mount the flags among the options and no others, as mount(2) does; refuse what contradicts the mount."""
+def run(
+    options: Options, mountpoint: bytes, *, whole: MountConfig | None, log_level: str | None, dry: bool
+) -> int:
+    """Give the mount the flags among the options and no others, as mount(2) does; refuse what contradicts the mount.
+
+    `whole` is the configuration where a file says it all: then what it does not say contradicts the mount too, if the
+    mount has it. Without it what is not said stays as it is.
+    """
     mount = mountinfo.topmost_at(os.path.realpath(mountpoint))
     shown = os.fsdecode(mountpoint)
     if mount is None or mount.fstype != "fuse.pyunion":
         raise PyunionError(f"cannot remount {shown}: no union is mounted there; leave out remount", ExitCode.MOUNT)
-    running = _published(mount)
-    if running is None:
+    daemon = users.daemon_of(mount)
+    running = _published(daemon)
+    if daemon is None or running is None:
         raise PyunionError(f"cannot remount {shown}: its daemon does not answer for it; unmount it", ExitCode.MOUNT)
-    _check_unchanged(options, running, shown)
-    read_only = options.switches.get("read_only", False)
+    _check_unchanged(_wanted(options) if whole is None else _all_of(whole), running, shown)
+    read_only = options.switches.get("read_only", False) if whole is None else whole.read_only or whole.upper is None
     if not read_only and (running["read_only"] or running["upper"] is None):
         raise PyunionError(
             f"cannot remount {shown} for writing, as it was mounted read-only; unmount it and mount it again",
@@ -38,20 +50,22 @@ def run(options: Options, mountpoint: bytes, *, dry: bool) -> int:
         )
     if not dry:
         _apply(mount, read_only, options)
+        level = log_level if whole is None else whole.log_level
+        if level not in (None, running["log_level"]):
+            board.rewrite(daemon, log_level=level)
+            os.kill(daemon, signal.SIGUSR1)
     return ExitCode.OK
 
 
-def _published(mount: Mounted) -> dict[str, Any] | None:
-    daemon = users.daemon_of(mount)
+def _published(daemon: int | None) -> dict[str, Any] | None:
     try:
         return None if daemon is None else board.read(daemon)
     except OSError:  # it has ended, or is another user's
         return None
 
 
-def _check_unchanged(options: Options, running: dict[str, Any], shown: str) -> None:
+def _check_unchanged(wanted: dict[str, Any], running: dict[str, Any], shown: str) -> None:
     """Whatever is said of the branches, and of the switches that the daemon was built with, has to be so already."""
-    wanted = _wanted(options)
     changed = {_BY_OPTION.get(name, name) for name, value in wanted.items() if value != running.get(name)}
     if changed:
         raise PyunionError(
@@ -71,6 +85,17 @@ def _wanted(options: Options) -> dict[str, Any]:
     owners = Owners(options.uids, options.gids)
     if owners != NOT_MAPPED:
         said["owners"] = owners
+    return board.plain(said)
+
+
+def _all_of(whole: MountConfig) -> dict[str, Any]:
+    """The same of a whole configuration."""
+    said = asdict(whole)
+    for name in (*_CAN_CHANGE, *_OF_A_START):
+        del said[name]
+    said["lowers"] = [os.path.realpath(path) for path in whole.lowers]
+    for name in ("upper", "work"):
+        said[name] = said[name] and os.path.realpath(said[name])
     return board.plain(said)
 
 

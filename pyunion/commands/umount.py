@@ -11,7 +11,7 @@ import select
 import time
 from argparse import Namespace
 
-from pyunion import mountinfo, users
+from pyunion import configfile, mountinfo, users
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.mountinfo import Mounted
 from pyunion.unmounting import unmount
@@ -22,7 +22,11 @@ _MOST_USERS = 5
 
 
 def run(arguments: Namespace) -> int:
-    mount = _find(os.fsencode(arguments.mountpoint))
+    point = _point(arguments)
+    if arguments.dead:
+        clear_dead(point)
+        return ExitCode.OK
+    mount = _find(point)
     daemon = users.daemon_of(mount)
     _unmount(mount, arguments.lazy)
     # After a lazy one the daemon lives as long as the mount's users do.
@@ -32,6 +36,24 @@ def run(arguments: Namespace) -> int:
             f"{_PATIENCE_S:.0f} s; its log may say what it waits for"
         )
     return ExitCode.OK
+
+
+def _point(arguments: Namespace) -> bytes:
+    point = None if arguments.mountpoint is None else os.fsencode(arguments.mountpoint)
+    if point is None and arguments.config is not None:
+        point = configfile.read(arguments.config).mountpoint
+    if point is None:
+        raise PyunionError("no mount point is given; name it, or --config with a file that does", ExitCode.USAGE)
+    return point
+
+
+def clear_dead(point: bytes) -> None:
+    """Detach a mount whose daemon is gone: whoever is still in it can do nothing more there. Raises PyunionError."""
+    try:
+        os.statvfs(point)
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            _unmount(_find(point), lazy=True)
 
 
 def _find(given: bytes) -> Mounted:

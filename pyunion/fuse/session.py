@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from errno import EBUSY, EINVAL
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from pyunion.fuse import readiness, wire
 from pyunion.fuse.backing import Backing
 from pyunion.fuse.operations import Operations
 from pyunion.fuse.rawops import RawRequests
+from pyunion.notify import Listener
 from pyunion.unmounting import unmount
 
 log = logging.getLogger(__name__)
@@ -72,29 +73,38 @@ class Session:
                 ExitCode.MOUNT,
             ) from None
 
-    async def serve(self, ready: Callable[[], None], stopping: Callable[[], None]) -> None:
-        """Answer requests until the mount ends; `ready` is called when it answers."""
+    async def serve(self, listener: Listener) -> None:
+        """Answer requests until the mount ends, and tell the listener when it answers, lives and ends."""
         async with trio.open_nursery() as nursery:
             self._tasks = nursery
-            await nursery.start(self._handle_signals, stopping)
-            nursery.start_soon(self._announce, ready)
+            await nursery.start(self._handle_signals, listener)
+            nursery.start_soon(self._announce, listener)
+            if listener.ping_s is not None:
+                nursery.start_soon(self._ping, listener, listener.ping_s)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
+        listener.stopping()
 
     def _start_task(self, *task: Any) -> None:
         assert self._tasks is not None
         self._tasks.start_soon(*task)
 
-    async def _announce(self, ready: Callable[[], None]) -> None:
+    async def _ping(self, listener: Listener, every_s: float) -> None:
+        """From the loop that answers requests: a request that never ends stops the pings as well."""
+        while True:
+            listener.alive()
+            await trio.sleep(every_s)
+
+    async def _announce(self, listener: Listener) -> None:
         st = await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
         _read_ahead(st.st_dev)
         granted = wire.granted()
         names = ", ".join(flag.name or "" for flag in wire.Init if flag in granted)
         log.info("granted by the kernel: %s", names or "nothing beyond what pyfuse3 asks for")
-        ready()
+        listener.ready()
 
     async def _handle_signals(
-        self, stopping: Callable[[], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, listener: Listener, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         with trio.open_signal_receiver(*_SIGNALS) as received:
             task_status.started()
@@ -104,15 +114,15 @@ class Session:
                     log.info("%s: unmounting %s", signal.Signals(number).name, os.fsdecode(self._mountpoint))
                     if first:
                         first = False
-                        stopping()
-                        nursery.start_soon(self._unmount_when_free)
+                        listener.stopping()
+                        nursery.start_soon(self._unmount_when_free, listener)
                     elif not self._is_unmounted:
                         await self._try_unmount(detach=True)
                     else:
                         log.warning("another mount namespace has a copy of the mount, which is dead from now on")
                         pyfuse3.terminate()
 
-    async def _unmount_when_free(self) -> None:
+    async def _unmount_when_free(self, listener: Listener) -> None:
         told = False
         while not await self._try_unmount(detach=False):
             if not told:
@@ -121,6 +131,7 @@ class Session:
                     os.fsdecode(self._mountpoint),
                     len(self._fs.files),
                 )
+                listener.busy(len(self._fs.files))
                 told = True
             await trio.sleep(_RETRY_S)
 

@@ -35,7 +35,7 @@ _REFUSED = {
     "unknown-option": ("--lower lower -o ro,frobnicate=3 mnt", ExitCode.USAGE, "unknown option 'frobnicate=3'"),
     "unknown-value": ("--lower lower -o metacopy=maybe mnt", ExitCode.USAGE, "unknown option 'metacopy=maybe'"),
     "unknown-switch": ("--lower lower --frobnicate mnt", ExitCode.USAGE, "unrecognized arguments: --frobnicate"),
-    "no-mount-point": ("--lower lower", ExitCode.USAGE, "the following arguments are required: MNT"),
+    "no-mount-point": ("--lower lower", ExitCode.USAGE, "no mount point is given; name a directory"),
     "empty-mount-point": ("--lower lower ''", ExitCode.USAGE, "the mount point is empty"),
     "log-file": ("--lower lower --log-file nope/log mnt", ExitCode.USAGE, "cannot write the log file .*/nope/log: No"),
     # branches
