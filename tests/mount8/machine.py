@@ -14,7 +14,7 @@ from tests.harness.mounts import PATIENCE, REPOSITORY, Mounted, parse_mountinfo
 
 # Folders that take what is written on top of what they have; /sbin may be a link to one of them.
 _OWN_FOLDERS = """
-for folder in /etc /usr/local/bin "$(readlink -f /sbin)"; do
+for folder in /etc /usr/local "$(readlink -f /sbin)"; do
     own=$1/own$(echo "$folder" | tr / -)
     mkdir -p "$own/upper" "$own/work"
     mount -t overlay -o "lowerdir=$folder,upperdir=$own/upper,workdir=$own/work" none "$folder"

@@ -1,4 +1,4 @@
-"""scripts/install: links where mount(8) looks, and never in the place of something else."""
+"""scripts/install: links where mount(8) and systemd look, and never in the place of something else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pathlib import Path
 from tests.harness.mounts import REPOSITORY
 
 _INSTALL = REPOSITORY / "scripts/install"
-_LINKS = ["usr/local/bin/pyunion", "sbin/mount.pyunion", "sbin/mount.fuse.pyunion"]
+_LINKS = {
+    "usr/local/bin/pyunion": "scripts/pyunion",
+    "sbin/mount.pyunion": "scripts/pyunion",
+    "sbin/mount.fuse.pyunion": "scripts/pyunion",
+    "usr/local/lib/systemd/system/pyunion@.service": "systemd/pyunion@.service",
+    "usr/local/lib/systemd/system-generators/pyunion-generator": "systemd/pyunion-generator",
+}
 
 
 def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -23,7 +29,9 @@ def _programs(root: Path) -> list[str]:
 
 def test_install_and_remove(scratch: Path) -> None:
     assert _run(scratch).returncode == 0
-    assert {(scratch / name).readlink() for name in _LINKS} == {REPOSITORY / "scripts/pyunion"}
+    assert {name: (scratch / name).readlink() for name in _LINKS} == {
+        name: REPOSITORY / target for name, target in _LINKS.items()
+    }
     again = _run(scratch)
     assert (again.returncode, again.stderr) == (0, "")
     assert _run(scratch, "--remove").returncode == 0
