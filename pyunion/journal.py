@@ -40,6 +40,10 @@ class JournalHandler(logging.Handler):
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
     def emit(self, record: logging.LogRecord) -> None:
         text = "\n".join(map(printable, self.format(record).splitlines()))
         sent = self._send(
