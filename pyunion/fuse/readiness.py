@@ -38,6 +38,7 @@ LINGER_POLL_MS = 1
 # A client that is killed between "readable" and read(2) takes its request along, and the read then sleeps with
 # the interpreter's lock. A timer that ticks while the mount is busy interrupts it. The extension's reads do not sleep.
 TICK_S = 0.25
+_END = select.POLLERR | select.POLLHUP
 
 _clock = time.perf_counter
 
@@ -104,7 +105,11 @@ class Lowlevel:
         served = wire.serve(self._epoll_fd, SLICE_S, LINGER_POLL_MS / 1000 if lingers and not runnable else 0.0)
         if served is not wire.Served.NOTHING:
             self._last_request = _clock()
-            return served is wire.Served.UP_TO_ONE_FOR_PYFUSE3
+            if served is wire.Served.UP_TO_ONE_FOR_PYFUSE3:
+                for _, events in self._ready.poll(0):
+                    self._look_for_the_end(events)
+                return True
+            return False
         if not lingers and not runnable:
             await self._wait_in_trio()
         return False
@@ -116,7 +121,8 @@ class Lowlevel:
             await trio.lowlevel.checkpoint()
             self._next_yield = _clock() + SLICE_S
             return False
-        if self._ready.poll(0):
+        if ready := self._ready.poll(0):
+            self._look_for_the_end(ready[0][1])
             self._last_request = now
             if not self._ticking and not wire.present():
                 signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)
@@ -126,8 +132,9 @@ class Lowlevel:
             self._next_yield = 0.0
             return False
         if now - self._last_request < LINGER_S and not in_flight.count:
-            for fd, _ in self._ready_or_trio.poll(LINGER_POLL_MS):
+            for fd, events in self._ready_or_trio.poll(LINGER_POLL_MS):
                 if fd == self._fd:
+                    self._look_for_the_end(events)
                     self._last_request = _clock()
                     return True
             self._next_yield = 0.0  # time passed, or something for trio
@@ -143,6 +150,12 @@ class Lowlevel:
         self._leader = None
         await self._park()
         self._last_request = _clock()
+
+    def _look_for_the_end(self, events: int) -> None:
+        """The task that reads the end of the session does not come back to wait, and so has to wake all who are parked:
+        none of them need be waiting in trio."""
+        if events & _END:
+            self._parked.unpark_all()
 
     async def _park(self) -> None:
         if self._sentinel:

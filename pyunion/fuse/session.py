@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
 _READ_AHEAD_KIB = 1024
+_TASKS = 99  # that answer requests, at most; none ends while others are parked and count on it (readiness)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -81,7 +82,7 @@ class Session:
             nursery.start_soon(self._announce, listener)
             if listener.ping_s is not None:
                 nursery.start_soon(self._ping, listener, listener.ping_s)
-            await pyfuse3.main()
+            await pyfuse3.main(min_tasks=_TASKS, max_tasks=_TASKS)
             nursery.cancel_scope.cancel()
         listener.stopping()
 

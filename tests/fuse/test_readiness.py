@@ -107,6 +107,24 @@ async def test_when_idle_the_wait_is_trios_and_a_request_ends_it(pipe: Pipe) -> 
         nursery.cancel_scope.cancel()
 
 
+async def test_the_end_of_the_session_ends_every_worker(pipe: Pipe) -> None:
+    """Whoever reads it does not come back; the end of a pipe stands for that of the session."""
+
+    async def worker() -> None:
+        while True:
+            await pipe.wait.wait_readable(pipe.reader)
+            if not os.read(pipe.reader, 1):
+                return
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(worker)
+            await trio.testing.wait_all_tasks_blocked(cushion=0.02)
+            os.close(pipe.writer)
+            pipe.writer = os.open(os.devnull, os.O_WRONLY)
+
+
 async def test_closing_ends_every_waiting_worker(pipe: Pipe) -> None:
     ended = 0
 
