@@ -34,10 +34,15 @@ async def send_and_drop_pages(number: int) -> None:
     await in_thread(pyfuse3.invalidate_inode, number)
 
 
+def drop_attributes(number: int) -> None:
+    """Let the kernel ask again for what it keeps of a node."""
+    pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=True)
+
+
 def tell_modes(files: OpenFiles) -> None:
     """Tell the kernel that modes have changed by writes: it would go on to honour a setuid bit that is gone."""
     while files.changed_modes:
-        pyfuse3.invalidate_inode(pyfuse3.InodeT(files.changed_modes.pop()), attr_only=True)
+        drop_attributes(files.changed_modes.pop())
 
 
 class Operations(pyfuse3.Operations):

@@ -26,7 +26,7 @@ from pyunion.fuse import layout, wire
 from pyunion.fuse.backing import Backing
 from pyunion.fuse.guard import in_flight
 from pyunion.fuse.layout import Op
-from pyunion.fuse.operations import send_and_drop_pages, tell_modes
+from pyunion.fuse.operations import drop_attributes, send_and_drop_pages, tell_modes
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +225,7 @@ class RawRequests:
         given = body[layout.IOCTL.size : layout.IOCTL.size + in_size]
         argument = bytearray(given.ljust(max(in_size, out_size), b"\0"))
         await self._fs.attributes.ioctl(self._nodes[number], command, argument)
+        drop_attributes(number)  # which the kernel does not know to have changed
         return layout.IOCTL_OUT.pack(0, 0, 0, 0) + bytes(argument[:out_size])
 
     # -- names ------------------------------------------------------------------------------------------------

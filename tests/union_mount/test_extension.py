@@ -234,6 +234,16 @@ def test_setuid_goes_by_an_allocation_too(union: Union) -> None:
     assert (union.at / "f").stat().st_mode & 0o7777 == 0o666
 
 
+def test_a_change_of_flags_is_seen_in_the_change_time_at_once(union: Union) -> None:
+    union.mount()
+    for path in (union.at / "f", union.at / "d"):
+        path.mkdir() if path.name == "d" else write(path)
+        for change in ("+d", "-d"):
+            before = path.stat().st_ctime_ns
+            run("chattr", change, path)
+            assert path.stat().st_ctime_ns > before
+
+
 def test_what_the_kernel_has_seen_is_not_asked_for_again(pyunion: Union) -> None:
     for number in range(100):
         write((pyunion.low, pyunion.low2, pyunion.top)[number % 3] / f"d{number % 7}/{number}")
