@@ -28,6 +28,7 @@ _FLAG_IOCTLS = frozenset({0x80086601, 0x801C581F}) | _SETTING_IOCTLS
 
 _ACL_ACCESS = b"system.posix_acl_access"
 _ACLS = frozenset({_ACL_ACCESS, b"system.posix_acl_default"})
+_CAPABILITIES = b"security.capability"
 
 
 class Changes(NamedTuple):
@@ -52,6 +53,8 @@ class Attributes:
 
     async def change(self, node: Node, changes: Changes, fd: int | None, caller: Caller) -> os.stat_result:
         """Apply changes; `fd` is the handle that a truncation came through. Returns the new attributes."""
+        uid = -1 if changes.uid is None else self._owners.uids.stored(changes.uid)
+        gid = -1 if changes.gid is None else self._owners.gids.stored(changes.gid)
         if changes.size is not None:
             assert isinstance(node, File)
             await self._truncate(node, changes.size, fd, caller)
@@ -59,8 +62,6 @@ class Attributes:
             await self._bring_up(node)
         where = address(node)
         if changes.uid is not None or changes.gid is not None:
-            uid = -1 if changes.uid is None else self._owners.uids.stored(changes.uid)
-            gid = -1 if changes.gid is None else self._owners.gids.stored(changes.gid)
             objects.chown(*where, uid, gid)
         if changes.mode is not None:  # after the owner: chown clears setuid and setgid
             objects.chmod(*where, changes.mode)
@@ -114,7 +115,9 @@ class Attributes:
 
     def get_xattr(self, node: Node, name: bytes) -> bytes:
         value = objects.get_xattr(*address(node), marks.stored_name(name, self._prefix))
-        return self._owners.acl_shown(value) if name in _ACLS else value
+        if name in _ACLS:
+            return self._owners.acl_shown(value)
+        return self._owners.capabilities_shown(value) if name == _CAPABILITIES else value
 
     def list_xattr(self, node: Node, caller: Caller) -> list[bytes]:
         """The names that the caller may know; the kernel leaves it to us to hide trusted ones."""
@@ -128,10 +131,13 @@ class Attributes:
         """setxattr(2), with its flags."""
         if flags:
             self._check_exists(node, name, flags)
+        if name in _ACLS:
+            value = self._owners.acl_stored(value)
+        elif name == _CAPABILITIES:
+            value = self._owners.capabilities_stored(value)
         await self._bring_up(node)
         where = address(node)
-        stored = self._owners.acl_stored(value) if name in _ACLS else value
-        objects.set_xattr(*where, marks.stored_name(name, self._prefix), stored)
+        objects.set_xattr(*where, marks.stored_name(name, self._prefix), value)
         if name == _ACL_ACCESS:
             self._drop_setgid(where, caller)
 

@@ -50,10 +50,14 @@ class Identity:
         self._owners = owners
         self._own = [os.geteuid(), os.getegid()]
 
+    def ids(self, caller: Caller) -> list[int]:
+        """The owner of what the caller creates, as a branch gets it. Raises EOVERFLOW where there is none."""
+        wanted = (self._owners.uids.stored(caller.uid), self._owners.gids.stored(caller.gid))
+        return [own if number == -1 else number for number, own in zip(wanted, self._own, strict=True)]
+
     def run_as(self, caller: Caller, action: Callable[[], _T]) -> _T:
         """Run one synchronous action with the caller's file system ids and umask."""
-        wanted = (self._owners.uids.stored(caller.uid), self._owners.gids.stored(caller.gid))
-        ids = [own if number == -1 else number for number, own in zip(wanted, self._own, strict=True)]
+        ids = self.ids(caller)
         switch = self._switch and ids != self._own
         if switch:
             syscalls.set_filesystem_ids(*ids)

@@ -52,6 +52,7 @@ class Create:
         """A regular file without a name (O_TMPFILE), which a link may give it one."""
         if parent.dead:
             raise OSError(ENOENT, os.strerror(ENOENT))
+        self._identity.ids(caller)
         into = self._copier.directory(parent)
         flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
         fd = self._identity.run_as(caller, lambda: os.open(b".", flags, mode & 0o7777, dir_fd=into.fd()))
@@ -129,6 +130,8 @@ class Create:
         """Make an object under a name: (directory in upper, whether it took the place of a whiteout)."""
         if parent.dead:
             raise OSError(ENOENT, os.strerror(ENOENT), name)
+        if caller is not None:
+            self._identity.ids(caller)  # before anything is copied
         into = self._copier.directory(parent)
         try:
             self._run(caller, make, into.fd(), name)

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from errno import EOVERFLOW
+
 import pytest
 
-from pyunion.union.ids import NOT_MAPPED, Mapping, Owners, Range
+from pyunion.union.ids import NO_ID, NOT_MAPPED, Mapping, Owners, Range
+
+MAPPING = Mapping((Range(shown=0, stored=100000, length=1000),))
 
 
-@pytest.mark.parametrize(("stored", "shown"), [(100000, 0), (100999, 999), (101000, 101000), (5, 5)])
-def test_a_range_is_shifted_and_the_rest_is_as_stored(stored: int, shown: int) -> None:
-    mapping = Mapping((Range(shown=0, stored=100000, length=1000),))
-    assert mapping.shown(stored) == shown
-    if stored >= 100000:
-        assert mapping.stored(shown) == stored
+@pytest.mark.parametrize(("stored", "shown"), [(100000, 0), (100999, 999)])
+def test_a_range_is_shifted(stored: int, shown: int) -> None:
+    assert MAPPING.shown(stored) == shown
+    assert MAPPING.stored(shown) == stored
+
+
+@pytest.mark.parametrize("number", [0, 5, 99999, 101000, NO_ID])
+def test_what_is_in_no_range_is_nobodys(number: int) -> None:
+    assert MAPPING.shown(number) == NO_ID
+
+
+@pytest.mark.parametrize("number", [1000, 100000, 65534, NO_ID])
+def test_nothing_is_stored_for_what_is_in_no_range(number: int) -> None:
+    with pytest.raises(OSError, match="in no range") as caught:
+        MAPPING.stored(number)
+    assert caught.value.errno == EOVERFLOW
+
+
+@pytest.mark.parametrize("value", [b"", b"\0\0\0\3", bytes(20), b"\0\0\0\2" + bytes(20), b"\0\0\0\3" + bytes(16)])
+def test_what_are_no_file_capabilities_stays_as_it_is(value: bytes) -> None:
+    owners = Owners(MAPPING, MAPPING)
+    assert owners.capabilities_shown(value) == value
+    assert owners.capabilities_stored(value) == value
 
 
 def test_squashing_shows_one_and_changes_none() -> None:
