@@ -30,7 +30,7 @@ class OpenFile:
     __slots__ = ("bypasses_cache", "clears_setid", "file", "in_group", "writes")
 
     def __init__(
-        self, file: File, *, writes: bool, clears_setid: bool, in_group: bool = True, bypasses_cache: bool = False
+        self, file: File, *, writes: bool, clears_setid: bool = False, in_group: bool = True, bypasses_cache: bool
     ) -> None:
         self.file = file
         self.in_group = in_group  # who has opened it is in its group, if that says anything: see without_setid()
@@ -72,20 +72,23 @@ class OpenFiles:
             fd = objects.open_file(directory.fd(), name, flags & _KEEP)
         else:
             fd = self._open_object(file, flags)
-        writes = bool(flags & _WRITES)
-        ask = writes and caller.uid != 0 and not self.kernel_tells_setid
-        clears_setid = ask and not is_capable(caller, CAP_FSETID)
-        in_group = not writes or self._in_group(file, caller)
         direct = bool(flags & os.O_DIRECT)
-        self._add(
-            fd, OpenFile(file, writes=writes, clears_setid=clears_setid, in_group=in_group, bypasses_cache=direct)
-        )
+        if flags & _WRITES:
+            self._add(fd, self._writer(file, file.stat(), direct, caller))
+        else:
+            self._add(fd, OpenFile(file, writes=False, bypasses_cache=direct))
         return fd
 
-    def _in_group(self, file: File, caller: Caller) -> bool:
-        """The writes themselves do not say whose they are. Only a setgid file is worth the question."""
-        st = file.stat()
-        return not st.st_mode & S_ISGID or is_member(caller, self._gids.shown(st.st_gid))
+    def _writer(self, file: File, st: os.stat_result, direct: bool, caller: Caller) -> OpenFile:
+        """The writes themselves do not say whose they are. Only a setgid file is worth the question of the group."""
+        ask = caller.uid != 0 and not self.kernel_tells_setid
+        return OpenFile(
+            file,
+            writes=True,
+            clears_setid=ask and not is_capable(caller, CAP_FSETID),
+            in_group=not st.st_mode & S_ISGID or is_member(caller, self._gids.shown(st.st_gid)),
+            bypasses_cache=direct,
+        )
 
     def _open_object(self, file: File, flags: int) -> int:
         """Appending is the kernel's business, which knows the end of the file; but an append-only file (chattr(1)) lets
@@ -110,9 +113,9 @@ class OpenFiles:
             return True
         return file.in_upper and file.data is None and not file.stat().st_mode & (S_ISUID | S_ISGID)
 
-    def add_new(self, fd: int, file: File, flags: int) -> None:
-        """Take over the descriptor of a file that was just made."""
-        self._add(fd, OpenFile(file, writes=True, clears_setid=False, bypasses_cache=bool(flags & os.O_DIRECT)))
+    def add_new(self, fd: int, file: File, st: os.stat_result, flags: int, caller: Caller) -> None:
+        """Take over the descriptor of a file that was just made. Its maker need not be in its group: see _writer()."""
+        self._add(fd, self._writer(file, st, bool(flags & os.O_DIRECT), caller))
 
     def _add(self, fd: int, opened: OpenFile) -> None:
         self._open[fd] = opened

@@ -201,7 +201,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         fs = self._fs
         node, st, fd = fs.create.file(fs.directory(parent), name, mode, ctx)
-        fs.files.add_new(fd, node, flags)
+        fs.files.add_new(fd, node, st, flags, ctx)
         handle: Any = fd
         return FileInfo(fh=handle, keep_cache=True), self._entry(node, st)
 

@@ -283,15 +283,17 @@ class RawRequests:
         flags, mode, umask = layout.CREATE.unpack_from(body)
         (name,) = layout.names(body, layout.CREATE.size)
         parent = self._fs.directory(request.node)
-        return self._created(*self._fs.create.file(parent, name, mode, request._replace(umask=umask)), flags)
+        request = request._replace(umask=umask)
+        return self._created(*self._fs.create.file(parent, name, mode, request), flags, request)
 
     def _tmpfile(self, request: Request, body: bytes) -> bytes:
         flags, mode, umask = layout.CREATE.unpack_from(body)
         parent = self._fs.directory(request.node)
-        return self._created(*self._fs.create.nameless(parent, mode, request._replace(umask=umask)), flags)
+        request = request._replace(umask=umask)
+        return self._created(*self._fs.create.nameless(parent, mode, request), flags, request)
 
-    def _created(self, file: File, st: os.stat_result, fd: int, flags: int) -> bytes:
-        self._fs.files.add_new(fd, file, flags)
+    def _created(self, file: File, st: os.stat_result, fd: int, flags: int, caller: Request) -> bytes:
+        self._fs.files.add_new(fd, file, st, flags, caller)
         return self._entry(file, st) + self._opened(file, fd)
 
     async def _read(self, node: int, body: bytes) -> bytes | memoryview:

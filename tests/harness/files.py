@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
 _AT_FDCWD = -100
+PYTHON = os.path.realpath(sys.executable)  # that of the system, which any user can run, wherever the .venv is
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

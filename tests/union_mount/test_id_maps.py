@@ -10,12 +10,11 @@ import os
 import re
 import shutil
 import stat
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.harness.files import append, as_user, outcome, run, touch_open, tree, write
+from tests.harness.files import PYTHON, append, as_user, outcome, run, touch_open, tree, write
 from tests.harness.idmapped import IdmappedKernelMount
 from tests.harness.union import Union
 
@@ -303,7 +302,7 @@ def test_who_is_not_in_the_mapping_creates_nothing(mapped: Union, uid: int, gid:
     mapped.mount(*MAPS)
     (mapped.at / "gone").unlink()
     made = run(
-        "setpriv", "--reuid", str(uid), "--regid", str(gid), "--clear-groups", sys.executable, "-c", _MAKE, mapped.at
+        "setpriv", "--reuid", str(uid), "--regid", str(gid), "--clear-groups", PYTHON, "-c", _MAKE, mapped.at
     )
     assert made.split() == ["EOVERFLOW"] * 6
     assert tree(mapped.at) == ["d/"]

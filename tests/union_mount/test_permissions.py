@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from tests.harness.files import as_user, run, touch_open, tree, write
+from tests.harness.files import PYTHON, as_user, run, touch_open, tree, write
 from tests.harness.union import Union
 
 
@@ -145,6 +146,43 @@ def test_setgid_without_execute_stays_when_a_member_writes(union: Union, mode: i
     assert (union.at / "others").stat().st_mode & 0o7777 == mode & 0o777
     union.remount()
     assert (union.at / "others").stat().st_mode & 0o7777 == mode & 0o777
+
+
+@pytest.mark.parametrize("mode", [0o2666, 0o6666, 0o2776, 0o4777])
+@pytest.mark.parametrize("name", ["f", "gone", "."], ids=["new", "over a whiteout", "nameless"])
+@pytest.mark.parametrize("groups", ["", "7"], ids=["outside", "member"])
+def test_the_maker_of_a_file_writes_as_everybody_does(
+    union: Union, scratch: Path, groups: str, name: str, mode: int
+) -> None:
+    """Who makes a file in a setgid directory need not be in the file's group."""
+    write(union.low / "d/gone")
+    (scratch / "local").mkdir()
+    for directory in (union.low / "d", scratch / "local"):
+        os.chown(directory, 0, 7)
+        directory.chmod(0o2777)
+    union.mount()
+    (union.at / "d/gone").unlink()
+
+    def modes(directory: Path) -> str:
+        """The modes of a file after it was made and after a write."""
+        script = f"""
+import os, sys
+os.umask(0)
+fd = os.open(sys.argv[1], {"os.O_TMPFILE" if name == "." else "os.O_CREAT"} | os.O_WRONLY, {mode})
+for text in (b"", b"text"):
+    os.write(fd, text)
+    print(oct(os.fstat(fd).st_mode))
+"""
+        membership = ["--groups", groups] if groups else ["--clear-groups"]
+        return run("setpriv", "--reuid", "1000", "--regid", "1000", *membership, PYTHON, "-c", script,
+                   directory / name)  # fmt: skip
+
+    assert modes(union.at / "d") == modes(scratch / "local")
+    if name != ".":
+        kept = (union.at / "d" / name).stat().st_mode
+        assert kept == (scratch / "local" / name).stat().st_mode
+        union.remount()
+        assert (union.at / "d" / name).stat().st_mode == kept
 
 
 @pytest.mark.parametrize("layer", ["low", "top"])
