@@ -143,3 +143,18 @@ def test_a_copy_that_changes_hands_is_not_setuid(place: Path) -> None:
     """
     as_user(place, "user namespace", script)
     assert (place / "upper/tool").stat().st_mode & 0o7000 == 0
+
+
+@pytest.mark.parametrize("way", _WRAPPERS)
+def test_a_user_can_remove_what_a_volatile_mount_leaves_for_later_ones(place: Path, way: str) -> None:
+    script = """
+    unmount() { umount mnt 2>/dev/null || $PYUNION umount mnt; }
+    $PYUNION mount -o volatile --lower lower --upper upper --work work mnt
+    unmount
+    ! $PYUNION mount --lower lower --upper upper --work work mnt 2> said
+    grep -o 'last used by a volatile mount' said
+    rm -r work/work/incompat/volatile
+    $PYUNION mount --lower lower --upper upper --work work mnt
+    unmount
+    """
+    assert as_user(place, way, script) == "last used by a volatile mount\n"
