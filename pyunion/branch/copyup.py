@@ -1,6 +1,6 @@
 """Building a faithful copy of a lower object in the work directory; one rename then puts it into upper.
 
-Owns what a copy consists of: data (shared, or copied with its holes), owner, mode, xattrs, times. Nothing here
+Owns what a copy consists of: data (shared, or copied with its holes), owner, mode, xattrs, flags, times. Nothing here
 decides when or where to copy; stage_file is made to run in a worker thread and touches no shared state.
 """
 
@@ -13,7 +13,7 @@ from functools import partial
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IMODE, S_ISGID, S_ISUID
 from typing import NamedTuple
 
-from pyunion.branch import objects, syscalls
+from pyunion.branch import fileattr, objects, syscalls
 from pyunion.union import marks
 
 _CHUNK = 1 << 30
@@ -49,6 +49,7 @@ class Source(NamedTuple):
     fd: int
     data_fd: int
     st: os.stat_result
+    flags: int = 0  # as chattr(1) sets them
 
 
 def stage_file(work_fd: int, name: bytes, source: Source, size: int, terms: Terms) -> None:
@@ -87,10 +88,10 @@ def stage_metadata(work_fd: int, name: bytes, source: Source, terms: Terms) -> N
 
 
 def stage_other(
-    work_fd: int, name: bytes, src_fd: int, src_name: bytes, st: os.stat_result, terms: Terms
+    work_fd: int, name: bytes, src_fd: int, src_name: bytes, st: os.stat_result, terms: Terms, flags: int = 0
 ) -> None:
     """Make `name` in the work directory a copy of a directory (without its entries), symlink, device, fifo or
-    socket. Special files are never opened. On failure nothing is left behind."""
+    socket; only a directory has `flags`. Special files are never opened. On failure nothing is left behind."""
     form = S_IFMT(st.st_mode)
     if form == S_IFDIR:
         os.mkdir(name, 0o700, dir_fd=work_fd)
@@ -106,6 +107,8 @@ def stage_other(
             if not _stays_behind(key, terms):
                 value = objects.get_xattr(src_fd, src_name, key)
                 _set_xattr(objects.path(work_fd, name), key, value, terms, follow_symlinks=False)
+        if flags:
+            _copy_flags(work_fd, name, flags, terms)
         objects.utime(work_fd, name, st.st_atime_ns, st.st_mtime_ns)
     except BaseException:
         if form == S_IFDIR:
@@ -113,6 +116,14 @@ def stage_other(
         else:
             os.unlink(name, dir_fd=work_fd)
         raise
+
+
+def _copy_flags(work_fd: int, name: bytes, flags: int, terms: Terms) -> None:
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work_fd)
+    try:
+        fileattr.copy(flags, fd, terms.xattr_prefix)
+    finally:
+        os.close(fd)
 
 
 def _give_owner(chown: Callable[[int, int], None], st: os.stat_result, terms: Terms) -> bool:
@@ -147,6 +158,8 @@ def _dress_file(fd: int, source: Source, terms: Terms) -> None:
         key = os.fsencode(text)
         if not _stays_behind(key, terms):
             _set_xattr(fd, key, os.getxattr(source.fd, key), terms)
+    if source.flags:
+        fileattr.copy(source.flags, fd, terms.xattr_prefix)
     os.utime(fd, ns=(st.st_atime_ns, st.st_mtime_ns))
 
 

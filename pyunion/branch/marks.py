@@ -22,6 +22,7 @@ class DirMarks(NamedTuple):
     opaque: bool = False
     xwhiteouts: bool = False
     redirect: bytes | None = None
+    protection: int = 0  # of a directory in upper: APPEND and IMMUTABLE
 
 
 _NO_MARKS = DirMarks()
@@ -39,15 +40,18 @@ def read_dir_marks(parent: Dir, name: bytes) -> DirMarks:
         return _NO_MARKS
     opaque = None
     redirect = None
+    protection = 0
     prefix = branch.xattr_prefix
     if prefix is not None:
         if prefix + marks.OPAQUE in keys:
             opaque = objects.get_mark(fd, name, prefix + marks.OPAQUE)
         if prefix + marks.REDIRECT in keys:
             redirect = _checked_redirect(branch, name, objects.get_mark(fd, name, prefix + marks.REDIRECT))
+        if branch.is_upper and prefix + marks.PROTATTR in keys:
+            protection = read_protection(fd, name, branch)
     if branch.user_marks and opaque is None and marks.USER + marks.OPAQUE in keys:
         opaque = objects.get_mark(fd, name, marks.USER + marks.OPAQUE)
-    return DirMarks(opaque == marks.OPAQUE_YES, opaque == marks.OPAQUE_XWHITEOUTS, redirect)
+    return DirMarks(opaque == marks.OPAQUE_YES, opaque == marks.OPAQUE_XWHITEOUTS, redirect, protection)
 
 
 class FileMarks(NamedTuple):
@@ -56,6 +60,7 @@ class FileMarks(NamedTuple):
     metacopy: bool = False
     redirect: bytes | None = None
     origin: bytes | None = None
+    protection: int = 0  # of a file in upper: APPEND and IMMUTABLE
 
 
 _ORDINARY_FILE = FileMarks()
@@ -75,9 +80,19 @@ def read_file_marks(parent: Dir, name: bytes) -> FileMarks:
     if metacopy and prefix + marks.REDIRECT in keys:
         redirect = _checked_redirect(parent.branch, name, objects.get_mark(fd, name, prefix + marks.REDIRECT))
     origin = None
-    if parent.branch.is_upper and prefix + marks.ORIGIN in keys:
-        origin = objects.get_mark(fd, name, prefix + marks.ORIGIN)
-    return FileMarks(metacopy, redirect, origin)
+    protection = 0
+    if parent.branch.is_upper:
+        if prefix + marks.ORIGIN in keys:
+            origin = objects.get_mark(fd, name, prefix + marks.ORIGIN)
+        if prefix + marks.PROTATTR in keys:
+            protection = read_protection(fd, name, parent.branch)
+    return FileMarks(metacopy, redirect, origin, protection)
+
+
+def read_protection(fd: int, name: bytes, branch: Branch) -> int:
+    """What the mark protattr of an object in upper says: APPEND and IMMUTABLE."""
+    value = None if branch.xattr_prefix is None else objects.get_mark(fd, name, branch.xattr_prefix + marks.PROTATTR)
+    return marks.protection(value or b"")
 
 
 def _checked_redirect(branch: Branch, name: bytes, value: bytes | None) -> bytes | None:

@@ -85,10 +85,11 @@ def statx(fd: int, name: bytes, mask: int) -> bytearray:
     return syscalls.statx(path(fd, name), mask, follow=not name)
 
 
-def keeps_its_names(fd: int, name: bytes) -> bool:
-    """Whether a directory is immutable or append-only (chattr(1)), so that nobody may remove names from it."""
+def protection(fd: int, name: bytes) -> int:
+    """APPEND and IMMUTABLE (chattr(1)) of an object, as its file system has them."""
     (attributes,) = struct.unpack_from("=Q", statx(fd, name, 0), 8)
-    return bool(attributes & (_STATX_ATTR_IMMUTABLE | _STATX_ATTR_APPEND))
+    append = marks.APPEND if attributes & _STATX_ATTR_APPEND else 0
+    return append | (marks.IMMUTABLE if attributes & _STATX_ATTR_IMMUTABLE else 0)
 
 
 def truncate(fd: int, name: bytes, size: int) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-from errno import EEXIST, ENODATA, ENOENT, ENOTSUP, ENOTTY
+from errno import EEXIST, ENODATA, ENOTSUP, ENOTTY
 from stat import S_IMODE, S_ISGID
 from typing import NamedTuple
 
-from pyunion.branch import objects
+from pyunion.branch import fileattr, objects
+from pyunion.fs import protection
 from pyunion.fs.callers import CAP_FSETID, CAP_SYS_ADMIN, Caller, is_capable, is_member
 from pyunion.fs.copier import Copier
 from pyunion.fs.files import clear_setid
@@ -20,11 +21,6 @@ from pyunion.fs.lookup import attributes
 from pyunion.fs.nodes import Directory, File, Node
 from pyunion.union import marks
 from pyunion.union.ids import Owners
-
-# FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR; FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR (ioctl_fs_ioc_getflags(2)): 64-bit forms
-_SETTING_IOCTLS = frozenset({0x40086602, 0x401C5820})
-_FLAG_IOCTLS = frozenset({0x80086601, 0x801C581F}) | _SETTING_IOCTLS
-
 
 _ACL_ACCESS = b"system.posix_acl_access"
 _ACLS = frozenset({_ACL_ACCESS, b"system.posix_acl_default"})
@@ -43,6 +39,9 @@ class Changes(NamedTuple):
     now: bool = False  # the times are those of this moment
 
 
+_NO_CHANGES = Changes()
+
+
 class Attributes:
     """Changes attributes of nodes."""
 
@@ -52,7 +51,9 @@ class Attributes:
         self._owners = owners
 
     async def change(self, node: Node, changes: Changes, fd: int | None, caller: Caller) -> os.stat_result:
-        """Apply changes; `fd` is the handle that a truncation came through. Returns the new attributes."""
+        """Apply changes; `fd` is the handle that a truncation, or times that the kernel has kept, came through. Returns
+        the new attributes."""
+        self._may_change(node, changes, fd)
         uid = -1 if changes.uid is None else self._owners.uids.stored(changes.uid)
         gid = -1 if changes.gid is None else self._owners.gids.stored(changes.gid)
         if changes.size is not None:
@@ -60,7 +61,7 @@ class Attributes:
             await self._truncate(node, changes.size, fd, caller)
         else:
             await self._bring_up(node)
-        where = address(node)
+        where = node.address()
         if changes.uid is not None or changes.gid is not None:
             objects.chown(*where, uid, gid)
         if changes.mode is not None:  # after the owner: chown clears setuid and setgid
@@ -71,6 +72,15 @@ class Attributes:
                 node.told_mtime_ns = changes.mtime_ns
                 node.written = False
         return attributes(node)
+
+    @staticmethod
+    def _may_change(node: Node, changes: Changes, fd: int | None) -> None:
+        """Raises EPERM for what chattr(1) forbids; not for the kernel's note of when a file was written."""
+        both = changes.atime_ns is not None and changes.mtime_ns is not None
+        if changes.now and both and changes._replace(atime_ns=None, mtime_ns=None, now=False) == _NO_CHANGES:
+            protection.require_mutable(node)
+        elif fd is None or changes.size is not None:
+            protection.require_changeable(node)
 
     async def _truncate(self, file: File, size: int, fd: int | None, caller: Caller) -> None:
         await self._copier.data(file, size)
@@ -89,39 +99,43 @@ class Attributes:
     @staticmethod
     def read_link(node: Node) -> bytes:
         """What a symlink says."""
-        return objects.readlink(*address(node))
+        return objects.readlink(*node.address())
 
     @staticmethod
     def statx(node: Node, mask: int) -> bytearray:
         """struct statx of the object (statx(2)); its number and its link count are the branch's."""
-        return objects.statx(*address(node), mask)
+        return objects.statx(*node.address(), mask)
 
     async def ioctl(self, node: Node, command: int, argument: bytearray) -> None:
         """Inode flags as chattr(1) and lsattr(1) know them; `argument` is changed in place. Else ENOTTY."""
-        if command not in _FLAG_IOCTLS:
+        if command not in fileattr.COMMANDS:
             raise OSError(ENOTTY, os.strerror(ENOTTY))
-        if command in _SETTING_IOCTLS:
+        if command in fileattr.SETTING:
             if isinstance(node, File):
                 await self._copier.data(node)
             else:
                 await self._bring_up(node)
-        fd = objects.open_file(*address(node), os.O_RDONLY)
+            assert self._copier.upper is not None
+            branch = self._copier.upper
+            node.protection = fileattr.store(command, argument, node.address(), branch, node.protection)
+        fd = objects.open_file(*node.address(), os.O_RDONLY)
         try:
             fcntl.ioctl(fd, command, argument)
         finally:
             os.close(fd)
+        fileattr.show(command, argument, node.protection)
 
     # -- extended attributes ----------------------------------------------------------------------------------
 
     def get_xattr(self, node: Node, name: bytes) -> bytes:
-        value = objects.get_xattr(*address(node), marks.stored_name(name, self._prefix))
+        value = objects.get_xattr(*node.address(), marks.stored_name(name, self._prefix))
         if name in _ACLS:
             return self._owners.acl_shown(value)
         return self._owners.capabilities_shown(value) if name == _CAPABILITIES else value
 
     def list_xattr(self, node: Node, caller: Caller) -> list[bytes]:
         """The names that the caller may know; the kernel leaves it to us to hide trusted ones."""
-        names = [marks.visible_name(name, self._prefix) for name in objects.list_xattr(*address(node))]
+        names = [marks.visible_name(name, self._prefix) for name in objects.list_xattr(*node.address())]
         shown = [name for name in names if name is not None]
         if any(name.startswith(b"trusted.") for name in shown) and not is_capable(caller, CAP_SYS_ADMIN):
             return [name for name in shown if not name.startswith(b"trusted.")]
@@ -135,8 +149,9 @@ class Attributes:
             value = self._owners.acl_stored(value)
         elif name == _CAPABILITIES:
             value = self._owners.capabilities_stored(value)
+        protection.require_changeable(node)
         await self._bring_up(node)
-        where = address(node)
+        where = node.address()
         objects.set_xattr(*where, marks.stored_name(name, self._prefix), value)
         if name == _ACL_ACCESS:
             self._drop_setgid(where, caller)
@@ -162,14 +177,15 @@ class Attributes:
 
     async def remove_xattr(self, node: Node, name: bytes) -> None:
         """Removing what is not there copies nothing up."""
+        protection.require_changeable(node)
         stored = marks.stored_name(name, self._prefix)
         try:
-            objects.get_xattr(*address(node), stored)
+            objects.get_xattr(*node.address(), stored)
         except OSError as error:
             if error.errno in (ENODATA, ENOTSUP):
                 raise
         await self._bring_up(node)
-        objects.remove_xattr(*address(node), stored)
+        objects.remove_xattr(*node.address(), stored)
 
 
 def _set_times(where: tuple[int, bytes], changes: Changes) -> None:
@@ -183,12 +199,3 @@ def _set_times(where: tuple[int, bytes], changes: Changes) -> None:
             raise
         objects.touch(*where)  # what is append-only (chattr(1)) lets itself be touched, and nothing else
 
-
-def address(node: Node) -> tuple[int, bytes]:
-    """A node's topmost object as pyunion.branch.objects wants it."""
-    if isinstance(node, File):
-        return node.address()
-    assert isinstance(node, Directory)
-    if node.dead and node.in_upper and node.layers[0].open_fd < 0:
-        raise OSError(ENOENT, os.strerror(ENOENT), node.name)
-    return node.layers[0].fd(), b"."

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from errno import ENOENT, EROFS
 from stat import S_ISREG
 
-from pyunion.branch import copyup, objects
+from pyunion.branch import copyup, fileattr, objects
 from pyunion.branch import marks as branch_marks
 from pyunion.branch.dirs import Branch, Dir
 from pyunion.branch.handles import Origins
@@ -83,13 +83,15 @@ class Copier:
         assert node.parent is not None
         into = node.parent.layers[0]
         lower = node.layers[0]
-        name = work.stage(lower.fd(), b".", os.fstat(lower.fd()))
+        flags = fileattr.read_directory(lower.fd())
+        name = work.stage(lower.fd(), b".", os.fstat(lower.fd()), flags)
         origin = None if self._origins is None else self._origins.of(lower, b"")
         with _discarded_on_failure(work, name):
             self._mark_origin(work, name, origin)
             self._put(work, name, into, node.name, origin)
         node.layers = (into.child(node.name), *node.layers)
         node.copied = bool(origin)
+        node.protection = fileattr.kept(flags, work.xattr_prefix)
 
     def _put(self, work: Work, staged: bytes, into: Dir, name: bytes, origin: bytes | None) -> None:
         """Rename a copy into place. It was there already as far as users can see: the directory's times stay."""
@@ -131,6 +133,7 @@ class Copier:
         st = objects.stat(fd, name)
         origin = self._origin_of(file, st)
         data = None
+        protection = 0
         if not S_ISREG(st.st_mode):
             staged = work.stage(fd, name, st)
         else:
@@ -139,6 +142,7 @@ class Copier:
             one = bool(origin) if st.st_nlink > 1 else not file.aliases and not file.dead
             with ExitStack() as stack:
                 source = _open_source(file, st, stack)
+                protection = fileattr.kept(source.flags, work.xattr_prefix)
                 if metadata_only and one and st.st_size:
                     copyup.stage_metadata(work.fd, staged, source, work.terms)
                     data = file.data or (file.dir, file.real)
@@ -148,6 +152,7 @@ class Copier:
             self._mark_origin(work, staged, origin)
             self._publish(work, file, staged, st, origin)
         file.data = data
+        file.protection = protection
 
     def _origin_of(self, file: File, st: os.stat_result) -> bytes | None:
         """The origin to store; none for one of several links that part company by their copies."""
@@ -252,8 +257,8 @@ def _open_source(file: File, st: os.stat_result, stack: ExitStack) -> copyup.Sou
     fd = objects.open_file(*file.address(), os.O_RDONLY)
     stack.callback(os.close, fd)
     if file.data is None:
-        return copyup.Source(fd, fd, st)
+        return copyup.Source(fd, fd, st, fileattr.read(fd))
     directory, name = file.data
     data_fd = objects.open_file(directory.fd(), name, os.O_RDONLY)
     stack.callback(os.close, data_fd)
-    return copyup.Source(fd, data_fd, st)
+    return copyup.Source(fd, data_fd, st, fileattr.read(fd))

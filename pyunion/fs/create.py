@@ -18,6 +18,7 @@ from pyunion.fs.callers import Caller, Identity
 from pyunion.fs.copier import Copier
 from pyunion.fs.lookup import Lookup
 from pyunion.fs.nodes import Directory, File, Table
+from pyunion.fs.protection import require_changeable, require_mutable
 
 Make = Callable[[int, bytes], None]  # makes the object under a name in a directory given by descriptor
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -52,6 +53,7 @@ class Create:
         """A regular file without a name (O_TMPFILE), which a link may give it one."""
         if parent.dead:
             raise OSError(ENOENT, os.strerror(ENOENT))
+        require_mutable(parent)
         self._identity.ids(caller)
         into = self._copier.directory(parent)
         flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
@@ -94,6 +96,8 @@ class Create:
 
     async def link(self, file: File, parent: Directory, name: bytes) -> os.stat_result:
         """A further name for a file, which is brought into upper first."""
+        require_changeable(file)
+        require_mutable(parent)
         await self._copier.data(file)
         self._copier.links.before_change(file)
         self._copier.comes_into(file, self._copier.directory(parent))
@@ -130,6 +134,7 @@ class Create:
         """Make an object under a name: (directory in upper, whether it took the place of a whiteout)."""
         if parent.dead:
             raise OSError(ENOENT, os.strerror(ENOENT), name)
+        require_mutable(parent)
         if caller is not None:
             self._identity.ids(caller)  # before anything is copied
         into = self._copier.directory(parent)

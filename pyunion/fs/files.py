@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from errno import EAGAIN, EINVAL, EOPNOTSUPP
+from errno import EAGAIN, EINVAL, EOPNOTSUPP, EPERM
 from stat import S_IMODE, S_ISGID, S_ISUID, S_IXGRP
 
 from pyunion.branch import objects, syscalls
 from pyunion.fs.callers import CAP_FSETID, Caller, is_capable, is_member
 from pyunion.fs.copier import Copier
 from pyunion.fs.nodes import Directory, File
+from pyunion.fs.protection import require_allocation, require_open
 from pyunion.fs.waiting import in_thread
 from pyunion.union.ids import Mapping
+from pyunion.union.marks import APPEND
 
 _WRITES = os.O_WRONLY | os.O_RDWR
 _KEEP = os.O_ACCMODE | os.O_TRUNC
@@ -59,6 +61,7 @@ class OpenFiles:
 
     async def open(self, file: File, flags: int, caller: Caller) -> int:
         """Open a regular file; one that will be written is brought into upper first. Returns the handle."""
+        require_open(file, flags)
         if flags & (_WRITES | os.O_TRUNC):
             await self._copier.data(file, 0 if flags & os.O_TRUNC else None)
             if flags & os.O_TRUNC:
@@ -93,14 +96,15 @@ class OpenFiles:
     def _open_object(self, file: File, flags: int) -> int:
         """Appending is the kernel's business, which knows the end of the file; but an append-only file (chattr(1)) lets
         itself be opened for nothing else. Writes then come as they are made, and go where the branch appends them."""
-        try:
-            return objects.open_file(*file.address(), flags & _KEEP)
-        except PermissionError:
-            if not flags & os.O_APPEND:
-                raise
-            fd = objects.open_file(*file.address(), flags & (_KEEP | os.O_APPEND))
-            self._direct.add(fd)
-            return fd
+        if not (file.protection & APPEND and flags & _WRITES):
+            try:
+                return objects.open_file(*file.address(), flags & _KEEP)
+            except PermissionError:
+                if not flags & os.O_APPEND:
+                    raise
+        fd = objects.open_file(*file.address(), flags & _KEEP | os.O_APPEND)
+        self._direct.add(fd)
+        return fd
 
     def is_direct(self, fd: int) -> bool:
         """Whether the kernel must not collect writes to this handle."""
@@ -108,10 +112,13 @@ class OpenFiles:
 
     def may_pass_through(self, file: File) -> bool:
         """Whether the kernel may read and write the file by itself, as long as it has it open: its data must not move.
-        What is in a lower branch does, at the first write. A set-id bit goes by a write, of which we hear only so."""
+        What is in a lower branch does, at the first write. A set-id bit goes by a write, of which we hear only so; and
+        what chattr(1) has said lets nobody write but us, who know it."""
         if self._copier.is_read_only:
             return True
-        return file.in_upper and file.data is None and not file.stat().st_mode & (S_ISUID | S_ISGID)
+        if not file.in_upper or file.data is not None or file.protection:
+            return False
+        return not file.stat().st_mode & (S_ISUID | S_ISGID)
 
     def add_new(self, fd: int, file: File, st: os.stat_result, flags: int, caller: Caller) -> None:
         """Take over the descriptor of a file that was just made. Its maker need not be in its group: see _writer()."""
@@ -147,6 +154,8 @@ class OpenFiles:
 
     def write(self, fd: int, offset: int, data: bytes | memoryview, drops_setid: bool = False) -> int:
         """Write to a file in upper."""
+        if self._direct and fd in self._direct and offset != os.fstat(fd).st_size:
+            raise OSError(EPERM, os.strerror(EPERM))  # only FUSE lets a program take O_APPEND from such a descriptor
         written = os.pwrite(fd, data, offset)
         opened = self._open[fd]
         opened.file.written = True
@@ -169,6 +178,7 @@ class OpenFiles:
 
     async def allocate(self, fd: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         """fallocate(2) on a file that is open for writing."""
+        require_allocation(self._open[fd].file, mode)
         await in_thread(syscalls.fallocate, fd, mode, offset, length)
         self._changed(self._open[fd].file, caller)
 

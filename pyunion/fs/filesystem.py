@@ -12,6 +12,7 @@ from typing import NamedTuple
 from pyunion.branch.dirs import Branch, DirCache
 from pyunion.branch.handles import Origins
 from pyunion.branch.index import Index
+from pyunion.branch.marks import read_protection
 from pyunion.branch.work import Work
 from pyunion.fs.attributes import Attributes
 from pyunion.fs.callers import Identity
@@ -56,6 +57,8 @@ class FileSystem:
     ) -> None:
         upper = branches[0] if branches[0].is_upper else None
         root = Directory(None, b"", tuple(branch.root for branch in branches))
+        if upper is not None:
+            root.protection = read_protection(upper.root.fd(), b".", upper)
         self.cache: DirCache = branches[0].cache
         self.statfs_fd = root.layers[0].fd()
         self.name_max = os.fstatvfs(self.statfs_fd).f_namemax

@@ -36,6 +36,7 @@ class Found(NamedTuple):
     data: tuple[Dir, bytes] | None = None  # where the data of a metadata-only copy are
     lower_st: os.stat_result | None = None  # of the topmost lower part or the origin, which has the number
     entry: bytes | None = None  # the name of an indexed file in the index
+    protection: int = 0  # what a mark on it in upper says: APPEND and IMMUTABLE
     unlike_below: bool = False  # the name has no link in upper, and what is below it is not the same any more
 
 
@@ -108,6 +109,7 @@ class Lookup:
             directory.redirect = found.redirect
             shown = found.lower_st or st
             directory.copied = found.lower_st is not None
+            directory.protection = found.protection
             self.table.add(directory, shown.st_dev, shown.st_ino)
             return directory
         known = self.table.linked.get((st.st_dev, st.st_ino)) if self.table.linked else None
@@ -118,6 +120,7 @@ class Lookup:
         file.data = found.data
         shown = found.lower_st or st
         file.copied = found.lower_st is not None
+        file.protection = found.protection
         if found.entry is not None and self.index is not None:
             file.index = found.entry
             file.lower_links = shown.st_nlink
@@ -164,16 +167,17 @@ class Lookup:
         branch = layer.branch
         if branch.is_upper:
             found = read_file_marks(layer, name)
+            held = found.protection
             data = None
             if found.metacopy and S_ISREG(st.st_mode):
                 data = self._data_below(parent, position, name, found.redirect)
             if not found.origin or self.origins is None:
-                return Found(st, layer, name, data=data)
+                return Found(st, layer, name, data=data, protection=held)
             lower_st = self.origins.stat(found.origin)
             index = self._entry_of(found.origin, st) if lower_st is not None else None
             if index is None or self.index is None:
-                return Found(st, layer, name, data=data, lower_st=lower_st)
-            return Found(st, self.index.dir, index, data=data, lower_st=lower_st, entry=index)
+                return Found(st, layer, name, data=data, lower_st=lower_st, protection=held)
+            return Found(st, self.index.dir, index, data=data, lower_st=lower_st, entry=index, protection=held)
         if st.st_nlink > 1 and self.index is not None:
             indexed = self._indexed(layer, name, st)
             if indexed is not None:
@@ -207,8 +211,9 @@ class Lookup:
         data = (layer, name) if found.metacopy else None
         unlike = not _alike(entry, st)
         return Found(
-            entry, self.index.dir, entry_name, data=data, lower_st=st, entry=entry_name, unlike_below=unlike
-        )
+            entry, self.index.dir, entry_name, data=data, lower_st=st, entry=entry_name,
+            protection=found.protection, unlike_below=unlike,
+        )  # fmt: skip
 
     def covered(self, parent: Directory, name: bytes) -> bool:
         """Whether a layer below upper shows something under the name, so that only a whiteout can hide it."""
@@ -229,7 +234,7 @@ class Lookup:
         top.xwhiteouts = found.xwhiteouts
         own_redirect = found.redirect if layer.branch.is_upper else None
         if found.opaque:
-            return Found(st, layer, name, (top,), own_redirect)
+            return Found(st, layer, name, (top,), own_redirect, protection=found.protection)
         stack = [top]
         lower_st = None
         for base, real, below_st, xwhiteouts in self._below(parent, position, name, found.redirect, True):
@@ -239,7 +244,7 @@ class Lookup:
             lower_st = lower_st or below_st
         if not layer.branch.is_upper:
             lower_st = None  # the top itself is the topmost lower part
-        return Found(st, layer, name, tuple(stack), own_redirect, lower_st=lower_st)
+        return Found(st, layer, name, tuple(stack), own_redirect, lower_st=lower_st, protection=found.protection)
 
     def _data_below(
         self, parent: Directory, position: int, name: bytes, redirect: bytes | None

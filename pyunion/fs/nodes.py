@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from errno import ENOENT
 from typing import NamedTuple
 
 from pyunion.branch.dirs import Dir
@@ -20,7 +21,7 @@ ROOT = 1
 class Node:
     """What file and directory nodes have in common. `parent` and `name` are its place in the union."""
 
-    __slots__ = ("copied", "dead", "hidden_links", "ino", "lookups", "name", "parent")
+    __slots__ = ("copied", "dead", "hidden_links", "ino", "lookups", "name", "parent", "protection")
 
     is_dir = False
 
@@ -32,6 +33,15 @@ class Node:
         self.dead = False  # has no name any more
         self.hidden_links = 0  # links of the object that are no names in the union: removed names, the index entry
         self.copied = False  # its object in upper says which lower one it is a copy of
+        self.protection = 0  # what a mark on its object in upper says: APPEND and IMMUTABLE
+
+    @property
+    def in_upper(self) -> bool:
+        raise NotImplementedError
+
+    def address(self) -> tuple[int, bytes]:
+        """The topmost object as pyunion.branch.objects wants it."""
+        raise NotImplementedError
 
 
 class File(Node):
@@ -70,7 +80,6 @@ class File(Node):
             self.dir, self.real = directory, real
 
     def address(self) -> tuple[int, bytes]:
-        """The object as pyunion.branch.objects wants it."""
         return (self.pin, b"") if self.pin >= 0 else (self.dir.fd(), self.real)
 
     def stat(self) -> os.stat_result:
@@ -109,6 +118,11 @@ class Directory(Node):
     @property
     def lowers(self) -> tuple[Dir, ...]:
         return self.layers[1:] if self.in_upper else self.layers
+
+    def address(self) -> tuple[int, bytes]:
+        if self.dead and self.in_upper and self.layers[0].open_fd < 0:
+            raise OSError(ENOENT, os.strerror(ENOENT), self.name)
+        return self.layers[0].fd(), b"."
 
     def stat(self) -> os.stat_result:
         return os.fstat(self.layers[0].fd())

@@ -12,7 +12,8 @@ from errno import EISDIR, ENOTDIR, ENOTEMPTY, EPERM
 from pyunion.branch import objects
 from pyunion.fs.copier import Copier
 from pyunion.fs.lookup import Lookup
-from pyunion.fs.nodes import Directory, File, Table
+from pyunion.fs.nodes import Directory, File, Node, Table
+from pyunion.fs.protection import require_changeable
 
 
 class Remove:
@@ -27,8 +28,7 @@ class Remove:
         """unlink(2)."""
         work = self._copier.work
         node = self._file(parent, name)
-        if not node.in_upper:
-            self.may_lose(parent, name)
+        self.may_go(parent, name, node)
         if self._copier.links.must_index(node):
             await self._copier.data(node)
             node = self._file(parent, name)
@@ -60,11 +60,8 @@ class Remove:
         node = self._lookup.existing(parent, name)
         if not isinstance(node, Directory):
             raise OSError(ENOTDIR, os.strerror(ENOTDIR), name)
-        try:
-            self.require_empty(node)
-        except OSError:
-            self.may_lose(parent, name)  # this is what the kernel asks first, and it does not know the union's flags
-            raise
+        self.may_go(parent, name, node)
+        self.require_empty(node)
         if node.in_upper:
             into = parent.layers[0]
             node.layers[0].pin()
@@ -78,14 +75,16 @@ class Remove:
                         raise
                     work.take_out(into, name)
         else:
-            self.may_lose(parent, name)
             work.whiteout(self._copier.directory(parent), name)
         self._dropped(node)
 
-    def may_lose(self, parent: Directory, name: bytes) -> None:
-        """Raises EPERM where a directory lets no name go (chattr(1)) and the branch would not say so: a whiteout only
-        adds one."""
-        if parent.in_upper and objects.keeps_its_names(parent.layers[0].fd(), b"."):
+    def may_go(self, parent: Directory, name: bytes, node: Node) -> None:
+        """Raises EPERM where chattr(1) keeps a name from going, before anything is copied. Where the parent's object in
+        upper has the flag itself, its file system would not say so: a whiteout only adds a name."""
+        require_changeable(parent)
+        require_changeable(node)
+        asked = node.in_upper and not node.is_dir  # of a directory it would say first that it is not empty
+        if parent.in_upper and not asked and objects.protection(*parent.address()):
             raise OSError(EPERM, os.strerror(EPERM), name)
 
     def require_empty(self, node: Directory) -> None:

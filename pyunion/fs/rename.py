@@ -17,6 +17,7 @@ from pyunion.fs.copier import Copier
 from pyunion.fs.create import exists
 from pyunion.fs.lookup import Lookup
 from pyunion.fs.nodes import Directory, File, Node, Table
+from pyunion.fs.protection import require_mutable
 from pyunion.fs.remove import Remove, keep_open
 
 NOREPLACE = syscalls.RENAME_NOREPLACE
@@ -80,14 +81,18 @@ class Rename:
         target = entry[0] if entry is not None else None
         if target is not None and flags == NOREPLACE:
             raise exists(new_name)
+        if target is not source:
+            self._remove.may_go(old_parent, old_name, source)
+        if target is None:
+            require_mutable(new_parent)
+        elif target is not source:
+            self._remove.may_go(new_parent, new_name, target)
         if flags == EXCHANGE:
             if target is None:
                 raise OSError(ENOENT, os.strerror(ENOENT), new_name)
             self._may_move(target)
         elif target is not None and target is not source:
             self._may_replace(source, target)
-            if isinstance(target, File | Directory) and not target.in_upper:
-                self._remove.may_lose(new_parent, new_name)
         if new_parent.dead or old_parent.dead:
             raise OSError(ENOENT, os.strerror(ENOENT), new_name)
         self._may_move(source)

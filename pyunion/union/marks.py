@@ -16,10 +16,16 @@ WHITEOUT = b"whiteout"
 ORIGIN = b"origin"
 IMPURE = b"impure"
 NLINK = b"nlink"
+PROTATTR = b"protattr"
 
 OPAQUE_YES = b"y"
 # Not opaque, but its entries may be whiteouts in xattr form: empty regular files (Linux 6.7).
 OPAQUE_XWHITEOUTS = b"x"
+
+# What chattr(1) has forbidden; in this order in the mark.
+APPEND = 1
+IMMUTABLE = 2
+_PROTECTIONS = {ord("a"): APPEND, ord("i"): IMMUTABLE}
 
 _ESCAPE = b"overlay."
 
@@ -46,6 +52,16 @@ def stored_name(name: bytes, prefix: bytes) -> bytes:
 def is_mark(name: bytes, prefix: bytes) -> bool:
     """Whether a branch's xattr is a mark of this mount, so that copy_up must not take it along."""
     return name.startswith(prefix) and not name.startswith(_ESCAPE, len(prefix))
+
+
+def protection(value: bytes) -> int:
+    """APPEND and IMMUTABLE as the mark protattr says them; none where it has anything else in it."""
+    return sum(_PROTECTIONS[letter] for letter in set(value)) if set(value) <= _PROTECTIONS.keys() else 0
+
+
+def protattr(flags: int) -> bytes:
+    """The value of the mark protattr."""
+    return bytes(letter for letter, flag in _PROTECTIONS.items() if flags & flag)
 
 
 def valid_redirect(value: bytes) -> bool:
