@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import ENOSYS, EPERM
+from errno import EINVAL, ENOSYS, EPERM, ESPIPE
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -38,6 +38,8 @@ _MS_NOATIME = 0x400
 _MS_BIND = 0x1000
 _MS_REC = 0x4000
 _MS_PRIVATE = 0x40000
+_SYNC_FILE_RANGE_WAIT_BEFORE = 1
+_BEYOND_ALL_FILES = 1 << 60
 _CAPABILITY_VERSION_3 = 0x20080522
 _PR_SET_SECUREBITS = 28
 _PR_GET_SECUREBITS = 27
@@ -135,6 +137,17 @@ def open_by_handle(mount_fd: int, kind: int, handle: bytes) -> int:
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2) with all its modes."""
     _check(_libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))
+
+
+def check_written_back(fd: int) -> None:
+    """Raises the OSError that the kernel has met when it wrote back the file's data since the descriptor was opened, or
+    was last asked. Writes nothing and waits for nothing: sync_file_range(2) on a part that no file has."""
+    offset, length = ctypes.c_int64(_BEYOND_ALL_FILES), ctypes.c_int64(1)
+    try:
+        _check(_libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WAIT_BEFORE))
+    except OSError as error:
+        if error.errno not in (ENOSYS, EINVAL, ESPIPE):  # it cannot be told
+            raise
 
 
 def statx(path: bytes, mask: int, follow: bool) -> bytearray:

@@ -6,9 +6,10 @@ number, so reads need no table. Knows no names.
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
-from errno import EAGAIN, EINVAL, EOPNOTSUPP, EPERM
+from errno import EAGAIN, EINVAL, EIO, EOPNOTSUPP, EPERM
 from stat import S_IMODE, S_ISGID, S_ISUID, S_IXGRP
 
 from pyunion.branch import objects, syscalls
@@ -19,6 +20,8 @@ from pyunion.fs.protection import require_allocation, require_open
 from pyunion.fs.waiting import in_thread
 from pyunion.union.ids import Mapping
 from pyunion.union.marks import APPEND
+
+log = logging.getLogger(__name__)
 
 _WRITES = os.O_WRONLY | os.O_RDWR
 _KEEP = os.O_ACCMODE | os.O_TRUNC
@@ -49,6 +52,7 @@ class OpenFiles:
         self._gids = gids
         self.writeback = writeback  # the kernel collects writes, and knows better than the branch until it sends them
         self._sync = sync
+        self._lost = 0  # the errno of a write to the disk that failed, where nothing is synced
         self._open: dict[int, OpenFile] = {}
         self._direct: set[int] = set()
         self._buffer = memoryview(bytearray(BUFFER))
@@ -224,9 +228,25 @@ class OpenFiles:
     async def fsync(self, fd: int, datasync: bool) -> None:
         if self._sync:
             await in_thread(os.fdatasync if datasync else os.fsync, fd)
+        else:
+            self._tell_of_loss(fd)
+
+    def _tell_of_loss(self, fd: int = -1) -> None:
+        """Where nothing is synced, whoever wants to know of data that are lost is told so, from the first loss on for
+        ever, as by overlayfs. Of each file only its own descriptors know."""
+        if not self._lost and fd >= 0:
+            try:
+                syscalls.check_written_back(fd)
+            except OSError as error:
+                self._lost = error.errno or EIO
+                log.error("data in upper are lost (%s): it is not what was written", error.strerror)
+        if self._lost:
+            raise OSError(self._lost, os.strerror(self._lost))
 
     async def fsync_directory(self, directory: Directory) -> None:
         """Names that were made, moved or removed in a directory of upper reach the disk."""
+        if not self._sync:
+            self._tell_of_loss()
         if self._sync and directory.in_upper and not directory.dead:
             fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.layers[0].fd())
             try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.harness.files import run, tree, write
+from tests.harness.files import outcome, run, tree, write
 from tests.harness.mounts import KernelMount, Layers, MountRefused, PyunionMount, unmount
 from tests.harness.union import Union
 
@@ -110,3 +110,87 @@ def test_a_copy_that_survives_a_crash_is_whole_unless_volatile(union: Union, dis
     with (union.at / "other").open("wb") as other:
         os.fsync(other.fileno())  # the journal takes the name of the copy along, and not its data
     assert (after_a_crash(union, disk, "low") == content) is (option == "rw")
+
+
+@pytest.fixture
+def fragile(union: Union) -> Iterator[Callable[[], None]]:
+    """Upper and work on a disk that can be let fail, from then on for all that is new.
+
+    Its image grows with what is written, on a file system that has no room for it any more. It has no journal, which
+    would take the whole file system down with the first error.
+    """
+    room, point = union.base / "room", union.base / "disk"
+    room.mkdir()
+    point.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=24m", "none", room)
+    with (room / "disk.ext4").open("wb") as file:
+        file.truncate(64 << 20)
+    run("mkfs.ext4", "-q", "-O", "^has_journal", "-E", "nodiscard", room / "disk.ext4")
+    run("mount", "-o", "loop", room / "disk.ext4", point)
+    union.top, union.work = point / "upper", point / "work"
+    union.top.mkdir()
+    union.work.mkdir()
+    union.compare_with_kernel = False  # what is lost cannot be read
+
+    def fail() -> None:
+        run("sync", "-f", point)
+        assert "No space left" in run("dd", "if=/dev/zero", f"of={room}/full", "bs=1M", check=False)
+
+    yield fail
+    if union.kind == "pyunion":
+        union.daemon.expect_complaints = True
+    union.clean_up()
+    unmount(point)
+    unmount(room)
+
+
+def lose(union: Union, path: Path) -> None:
+    """Write what does not reach the disk, and let the kernel find out."""
+    path.write_bytes(os.urandom(_SIZE))
+    assert "No space left" in run("sync", "-f", union.top, check=False)
+
+
+def fsync(path: Path) -> str:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return outcome(os.fsync, fd)
+    finally:
+        os.close(fd)
+
+
+def test_what_is_lost_is_told_by_fsync(union: Union, fragile: Callable[[], None]) -> None:
+    """Nothing is synced; but from the first loss that is found on every fsync says so, of other files too."""
+    write(union.low / "lower")
+    union.mount("volatile")
+    write(union.at / "other")
+    fragile()
+    with (union.at / "f").open("wb") as file:
+        assert outcome(os.fsync, file.fileno()) == "OK"
+        lose(union, union.at / "f")
+        for _ in range(2):
+            assert outcome(os.fsync, file.fileno()) == "ENOSPC"
+    for path in (union.at / "f", union.at / "other", union.at / "lower", union.at):
+        assert fsync(path) == "ENOSPC"
+
+
+def test_what_was_lost_before_a_file_was_opened_is_told(union: Union, fragile: Callable[[], None]) -> None:
+    union.mount("volatile")
+    fragile()
+    path = union.at / "f"
+    path.write_bytes(os.urandom(_SIZE))
+    assert fsync(path) == "OK"
+    assert "No space left" in run("sync", "-f", union.top, check=False)
+    assert fsync(path) == "ENOSPC"
+
+
+def test_what_is_lost_of_one_file_is_told_by_fsync_of_another(
+    union: Union, fragile: Callable[[], None], request: pytest.FixtureRequest
+) -> None:
+    if union.kind == "pyunion":
+        reason = "only syncfs(2) tells of all files of a file system, and it would sync them"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    union.mount("volatile")
+    write(union.at / "other")
+    fragile()
+    lose(union, union.at / "f")
+    assert fsync(union.at / "other") == "ENOSPC"
