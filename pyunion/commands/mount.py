@@ -70,13 +70,18 @@ def _options(arguments: Namespace, file: ConfigFile) -> Options:
         options.work = None
     if arguments.source:
         options.fsname = arguments.source
-    if arguments.helper and arguments.source is None:
-        # podman, which unpacks its images with such marks as soon as it has a mount program, and does not say so
+    podman = arguments.helper and arguments.source is None
+    if podman:
+        # it unpacks its images with such marks as soon as it has a mount program, and does not say so
         options.switches["aufs"] = True
     for text in arguments.options:
         parse_options(os.fsencode(text), options)
     for text in _switches(arguments):  # they come last, and so win over -o
         parse_options(text, options)
+    if podman:
+        # it gives the mapping along with images that it has mapped already, and prepares a container's root as our root
+        options.uids = options.uids._replace(others_as_stored=True)
+        options.gids = options.gids._replace(others_as_stored=True)
     return options
 
 

@@ -1,10 +1,11 @@
 """Which owners the union shows for those that a branch has, and which a branch gets for those that are asked for.
 
 Owns the mappings (--uid-map, --gid-map, squashing) and two rules for ids without a counterpart. Ids outside of the
-mappings are treated as by an idmapped mount (mount_setattr(2)): nobody has them, and nothing can be given to them. Ids
-that the daemon's user namespace does not have are shown as the daemon's own, since the kernel lets nobody change an
-object whose owner has no id. Mapped as well are the users and groups that an ACL names, and the root user that file
-capabilities are for; squashing is about owners, and leaves these.
+mappings are treated as by an idmapped mount (mount_setattr(2)): nobody has them, and nothing can be given to them,
+unless the mapping says that they are as stored. Ids that the daemon's user namespace does not have are shown as the
+daemon's own, since the kernel lets nobody change an object whose owner has no id. Mapped as well are the users and
+groups that an ACL names, and the root user that file capabilities are for; squashing is about owners, and leaves
+these.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Mapping(NamedTuple):
     squash_to: int | None = None  # show all as this one
     overflow: int | None = None  # what stands for an id that our user namespace does not have; None: it has all
     own: int = 0  # shown instead
+    others_as_stored: bool = False  # ids outside of the ranges are what they are, and not nobody's
 
     def shown(self, stored: int) -> int:
         """The id that the union shows for an owner; NO_ID outside of the mapping."""
@@ -71,14 +73,18 @@ class Mapping(NamedTuple):
         for entry in self.ranges:
             if 0 <= stored - entry.stored < entry.length:
                 return entry.shown + stored - entry.stored
-        return NO_ID if self.ranges else stored
+        return stored if self._keeps_others else NO_ID
 
     def named_stored(self, shown: int) -> int:
         """What an object in a branch names; NO_ID outside of the mapping."""
         for entry in self.ranges:
             if 0 <= shown - entry.shown < entry.length:
                 return entry.stored + shown - entry.shown
-        return NO_ID if self.ranges else shown
+        return shown if self._keeps_others else NO_ID
+
+    @property
+    def _keeps_others(self) -> bool:
+        return self.others_as_stored or not self.ranges
 
     def named_in_acl(self, stored: int) -> int:
         """As named_shown, for an ACL."""

@@ -29,6 +29,13 @@ def test_nothing_is_stored_for_what_is_in_no_range(number: int) -> None:
     assert caught.value.errno == EOVERFLOW
 
 
+@pytest.mark.parametrize("number", [1000, 99999, 65534])
+def test_what_is_in_no_range_can_be_as_stored(number: int) -> None:
+    lenient = MAPPING._replace(others_as_stored=True)
+    assert lenient.shown(number) == lenient.stored(number) == number
+    assert lenient.shown(100000) == 0
+
+
 @pytest.mark.parametrize("value", [b"", b"\0\0\0\3", bytes(20), b"\0\0\0\2" + bytes(20), b"\0\0\0\3" + bytes(16)])
 def test_what_are_no_file_capabilities_stays_as_it_is(value: bytes) -> None:
     owners = Owners(MAPPING, MAPPING)
