@@ -28,7 +28,7 @@ from pyunion.fs.filesystem import FileSystem, Settings
 from pyunion.fuse.session import Session
 from pyunion.notify import Listener
 from pyunion.union import marks
-from pyunion.union.ids import Owners
+from pyunion.union.ids import NO_ID, Owners
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +121,12 @@ def _open_writable(
         owners.gids.overflow,
         must_chown=os.geteuid() == 0,
     )
+    branch = opening.open_upper(upper, cache, stack, features.xattr_prefix)
+    st = os.fstat(branch.root.fd())
+    if NO_ID in (owners.uids.shown(st.st_uid), owners.gids.shown(st.st_gid)):
+        log.warning("%r belongs to a user or group outside of the mapping: nothing can be made in it; chown it", upper)
     return _Top(
-        opening.open_upper(upper, cache, stack, features.xattr_prefix),
+        branch,
         work_root,
         Work(work_fd, terms, device_whiteouts=features.whiteout_device),
         features,

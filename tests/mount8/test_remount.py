@@ -12,7 +12,7 @@ from tests.mount8.machine import Machine
 
 @pytest.fixture
 def mounted(machine: Machine) -> Machine:
-    machine.mount(f"{machine.rw},nodev,metacopy=on,uidmapping=5:6:1")
+    machine.mount(f"{machine.rw},nodev,metacopy=on,uidmapping=0:0:7")
     return machine
 
 
@@ -49,7 +49,7 @@ def test_flags_come_and_go_one_by_one(mounted: Machine) -> None:
 def test_by_a_line_of_fstab(mounted: Machine) -> None:
     """mount(8) then hands over the whole line, branches and all."""
     table = mounted.home / "fstab"
-    table.write_text(f"pyunion {mounted.point} fuse.pyunion {mounted.rw},metacopy=on,uidmapping=5:6:1,nofail 0 0\n")
+    table.write_text(f"pyunion {mounted.point} fuse.pyunion {mounted.rw},metacopy=on,uidmapping=0:0:7,nofail 0 0\n")
     assert mounted.remount("ro", "-T", str(table)).returncode == 0
     assert "ro" in mounted.flags()
     table.write_text(table.read_text().replace("/lower,", "/other,"))

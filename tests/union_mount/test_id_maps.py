@@ -282,6 +282,15 @@ def test_copy_up_keeps_who_is_nobody_here(ours: Union, ids: tuple[int, int]) -> 
     assert mode(ours.top / "f") == 0o777
 
 
+@pytest.mark.parametrize(("ids", "warned"), [((STORED, STORED), False), ((0, STORED), True), ((STORED, 0), True)])
+def test_an_upper_that_is_nobodys_is_named_in_the_log(ours: Union, ids: tuple[int, int], warned: bool) -> None:
+    """Without a word nobody would know why nothing can be made in the union."""
+    os.chown(ours.top, *ids)
+    ours.mount(*MAPS)
+    assert (outcome((ours.at / "new").mkdir) == "EACCES") is warned
+    assert (f"{ours.top}' belongs to a user or group outside of the mapping" in ours.daemon.log()) is warned
+
+
 def test_what_is_refused_to_who_is_not_in_the_mapping_copies_nothing(ours: Union) -> None:
     """The kernel has copied by then."""
     (ours.low / "d").mkdir()
