@@ -1,0 +1,90 @@
+"""Shows results: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmark.runner import Outcome, Results
+from benchmark.workload import FUSE_OVERLAYFS, PYUNION, UNIONFS
+
+
+def ratio(outcomes: dict[str, Outcome], subject: str, other: str) -> float | None:
+    """How often the other's time the subject takes, by medians."""
+    ours, theirs = (outcomes[name].median if name in outcomes else None for name in (subject, other))
+    return ours / theirs if ours is not None and theirs else None
+
+
+def subject_of(systems: Sequence[str]) -> str:
+    """Whose ratios are shown: pyunion's, or those of the last system that was named."""
+    return PYUNION if PYUNION in systems else systems[-1]
+
+
+def _milliseconds(outcome: Outcome) -> str:
+    value = outcome.median
+    return "fails" if outcome.failure else "-" if value is None else f"{1000 * value:.1f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _cpu(outcome: Outcome) -> str:
+    return f"{median(outcome.cpu):.2f}" if outcome.cpu else "-"
+
+
+def _peak(outcome: Outcome) -> str:
+    return f"{max(outcome.peak) / 1024:.0f}" if outcome.peak else "-"
+
+
+def table(results: Results, systems: Sequence[str]) -> Table:
+    """Median milliseconds, the ratios, and the daemons' CPU seconds and peak memory (MiB)."""
+    subject = subject_of(systems)
+    others = [name for name in systems if name != subject]
+    daemons = [name for name in systems if any(outcomes[name].peak for outcomes in results.values())]
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made.add_column("", no_wrap=True)
+    groups = [("ms\n", systems), (f"{subject}\nto ", others), ("CPU s\n", daemons), ("MiB\n", daemons)]
+    for heading, names in groups:
+        for name in names:
+            made.add_column(heading + _short(name), justify="right", no_wrap=True)
+    for workload, outcomes in results.items():
+        made.add_row(
+            workload,
+            *(_milliseconds(outcomes[name]) for name in systems),
+            *(_ratio(ratio(outcomes, subject, name)) for name in others),
+            *(_cpu(outcomes[name]) for name in daemons),
+            *(_peak(outcomes[name]) for name in daemons),
+        )
+    return made
+
+
+def _short(name: str) -> str:
+    return {FUSE_OVERLAYFS: "fuse-o.", UNIONFS: "unionfs"}.get(name, name)
+
+
+def show(made: Table) -> None:
+    """As wide as it needs to be: a table that is cut off is of no use in a file."""
+    Console(width=max(Console().width, Console(width=1000).measure(made).maximum)).print(made)
+
+
+def failures(results: Results) -> list[str]:
+    return [
+        f"{workload}, {system}: {outcome.failure}"
+        for workload, outcomes in results.items()
+        for system, outcome in outcomes.items()
+        if outcome.failure
+    ]
+
+
+def write_json(path: Path, results: Results, **more: Any) -> None:
+    values = {name: {system: asdict(outcome) for system, outcome in by.items()} for name, by in results.items()}
+    path.write_text(json.dumps({**more, "results": values}, indent=1) + "\n")
