@@ -7,16 +7,18 @@ are the daemon's. Run as root by scripts/bench.
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark import report, runner, workloads
+from benchmark import chart, inside, limits, report, runner, workloads
 from benchmark.materials import Ground, tree_of
-from benchmark.runner import Bench
+from benchmark.runner import Bench, Results
 from benchmark.systems import BUILT_IN, System, from_template
-from benchmark.workload import QUICK, Sizes, Workload
+from benchmark.workload import KERNEL, PYUNION, QUICK, Sizes, Workload
 
 
 def _template(said: str) -> System:
@@ -49,21 +51,34 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--quick", action="store_true", help="small sizes: under two minutes")
     parser.add_argument("--long", action="store_true", help="also what takes minutes")
     parser.add_argument("--tree", type=Path, help="what the tree is a copy of; if not given, /usr/include")
+    others = parser.add_argument_group("other questions, instead of the usual workloads").add_mutually_exclusive_group()
+    others.add_argument("--growth", action="store_true", help="how time and memory grow with files and layers")
+    others.add_argument("--idle", action="store_true", help="CPU seconds when nothing is asked")
+    others.add_argument("--profile", metavar="WORKLOAD", help="pyunion's hot functions, by cProfile")
+    others.add_argument("--requests", metavar="WORKLOAD", help="FUSE requests, and the daemon's system calls")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if pyunion is slower than it may be")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the ratios to the kernel there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times there")
     return parser, parser.parse_args()
 
 
 def chosen_workloads(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[Workload]:
+    only = arguments.only or [name for name in (arguments.profile, arguments.requests) if name]
     by_name = {each.name: each for each in workloads.ALL}
-    for name in arguments.only or ():
+    for name in only:
         if name not in by_name:
             parser.error(f"there is no workload {name}; --help lists them")
-    return [each for each in workloads.ALL if (each.name in arguments.only if arguments.only else not each.long)]
+    if only:
+        return [each for each in workloads.ALL if each.name in only]
+    if arguments.growth or arguments.idle:
+        return list(workloads.GROWTH if arguments.growth else workloads.IDLE)
+    return [each for each in workloads.USUAL if arguments.long or not each.long]
 
 
 def chosen_systems(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[System]:
     known = {system.name: system for system in (*BUILT_IN, *arguments.system)}
-    chosen = list(known) if arguments.systems is None else [*arguments.systems, *(s.name for s in arguments.system)]
+    usual = [PYUNION] if arguments.profile or arguments.requests else [system.name for system in BUILT_IN]
+    chosen = [*(arguments.systems or usual), *(system.name for system in arguments.system)]
     for name in chosen:
         if name not in known:
             parser.error(f"there is no system {name}; there are {', '.join(known)}")
@@ -71,28 +86,57 @@ def chosen_systems(parser: argparse.ArgumentParser, arguments: argparse.Namespac
     for system in systems:
         if not system.is_there:
             print(f"{system.name} is not installed and is left out", file=sys.stderr)
-    return [system for system in systems if system.is_there]
+    there = [system for system in systems if system.is_there]
+    if arguments.check and (missing := set(limits.NEEDED) - {system.name for system in there}):
+        parser.error(f"--check compares with {', '.join(sorted(missing))} too")
+    if arguments.svg and KERNEL not in [system.name for system in there]:
+        parser.error(f"--svg draws ratios to {KERNEL}")
+    return there or parser.error("no system is left")
+
+
+def look_inside(bench: Bench, workload: Workload, systems: Sequence[System], arguments: argparse.Namespace) -> int:
+    try:
+        if arguments.profile:
+            inside.profile(bench, workload)
+        else:
+            for system in systems:
+                inside.requests(bench, workload, system)
+    except runner.FAILURES as error:
+        print(f"{workload.name}: {runner.complaint(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def show(results: Results, chosen: Sequence[Workload], systems: Sequence[str], arguments: argparse.Namespace) -> int:
+    """Print and write everything; the exit status."""
+    report.show(report.table(results, systems))
+    print("".join(f"{line}\n" for line in report.failures(results)), end="")
+    if arguments.json:
+        report.write_json(arguments.json, results, command=shlex.join(["scripts/bench", *sys.argv[1:]]))
+    if arguments.svg:
+        chart.draw(arguments.svg, results, systems)
+    if arguments.check:
+        lines = limits.broken(results, chosen)
+        print("Limits that are broken:", *lines or ["none"], sep="\n  ")
+        return 1 if lines else 0
+    return 1 if any(outcomes[report.subject_of(systems)].failure for outcomes in results.values()) else 0
 
 
 def main() -> int:
     parser, arguments = parse()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing stays mounted then, either
-    systems = chosen_systems(parser, arguments)
-    chosen = chosen_workloads(parser, arguments)
+    systems, chosen = chosen_systems(parser, arguments), chosen_workloads(parser, arguments)
     sizes = QUICK if arguments.quick else Sizes()
     rounds = arguments.rounds or (2 if arguments.quick else 5)
     with tempfile.TemporaryDirectory(prefix="pyunion-bench-") as name:
         base = Path(name)
         runner.build_tools(base)
         with Ground(base, sizes, tree_of(arguments.tree, base)) as ground:
-            results = runner.run_all(Bench(ground, sizes, base), chosen, systems, rounds)
-    shown = [system.name for system in systems]
-    report.show(report.table(results, shown))
-    if arguments.json:
-        report.write_json(arguments.json, results, rounds=rounds, quick=arguments.quick)
-    failures = report.failures(results)
-    print(*failures, sep="\n", end="\n" if failures else "")
-    return 1 if any(outcomes[report.subject_of(shown)].failure for outcomes in results.values()) else 0
+            bench = Bench(ground, sizes, base)
+            if arguments.profile or arguments.requests:
+                return look_inside(bench, chosen[0], systems, arguments)
+            results = runner.run_all(bench, chosen, systems, rounds)
+    return show(results, chosen, [system.name for system in systems], arguments)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmark.workload import Sizes
@@ -161,6 +162,30 @@ def make_layers(directory: Path, layers: int, files: int) -> Material:
     return made
 
 
+def make_deep(directory: Path, _: Sizes, __: Path, *, layers: int) -> Material:
+    """A thousand files in the lowest layer, in a directory that every layer has."""
+    made = Material(directory, lowers=[str(number) for number in range(layers)])
+    for layer in made.lowers:
+        (directory / layer / "d").mkdir(parents=True)
+    names = [f"d/{number}" for number in range(1000)]
+    for name in names:
+        (directory / made.lowers[-1] / name).touch()
+    _list(directory / "files", names)
+    made.numbers["ENTRIES"] = len(names)
+    return made
+
+
+def make_files(directory: Path, _: Sizes, __: Path, *, count: int) -> Material:
+    """Empty files, in directories of a hundred."""
+    made = Material(directory)
+    for number in range(count):
+        path = made.lower / f"d/{number // 100}/{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    made.numbers["ENTRIES"] = count
+    return made
+
+
 MAKERS: dict[str, Callable[[Path, Sizes, Path], Material]] = {
     "tree": make_tree,
     "big": make_big,
@@ -169,8 +194,10 @@ MAKERS: dict[str, Callable[[Path, Sizes, Path], Material]] = {
     "sources": make_sources,
     "root": make_root,
     "100-layers": lambda directory, sizes, _: make_layers(directory, 100, sizes.layer_files),
-    # With upper this is the most that the kernel takes.
-    "500-layers": lambda directory, _, __: make_layers(directory, 499, 1),
+    # The kernel takes no more.
+    "500-layers": lambda directory, _, __: make_layers(directory, 500, 1),
+    **{f"{number}-deep": partial(make_deep, layers=number) for number in (1, 10, 100, 500)},
+    **{f"{number}-files": partial(make_files, count=number) for number in (1_000, 10_000, 100_000)},
 }
 
 

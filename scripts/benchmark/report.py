@@ -41,8 +41,8 @@ def _cpu(outcome: Outcome) -> str:
     return f"{median(outcome.cpu):.2f}" if outcome.cpu else "-"
 
 
-def _peak(outcome: Outcome) -> str:
-    return f"{max(outcome.peak) / 1024:.0f}" if outcome.peak else "-"
+def _mebibytes(values: Sequence[int]) -> str:
+    return f"{max(values) / 1024:.0f}" if values else "-"
 
 
 def table(results: Results, systems: Sequence[str]) -> Table:
@@ -50,9 +50,11 @@ def table(results: Results, systems: Sequence[str]) -> Table:
     subject = subject_of(systems)
     others = [name for name in systems if name != subject]
     daemons = [name for name in systems if any(outcomes[name].peak for outcomes in results.values())]
+    keeping = [name for name in systems if any(outcomes[name].kept for outcomes in results.values())]
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     made.add_column("", no_wrap=True)
     groups = [("ms\n", systems), (f"{subject}\nto ", others), ("CPU s\n", daemons), ("MiB\n", daemons)]
+    groups += [("MiB after\n", keeping), ("MiB kept\n", keeping)]
     for heading, names in groups:
         for name in names:
             made.add_column(heading + _short(name), justify="right", no_wrap=True)
@@ -62,7 +64,9 @@ def table(results: Results, systems: Sequence[str]) -> Table:
             *(_milliseconds(outcomes[name]) for name in systems),
             *(_ratio(ratio(outcomes, subject, name)) for name in others),
             *(_cpu(outcomes[name]) for name in daemons),
-            *(_peak(outcomes[name]) for name in daemons),
+            *(_mebibytes(outcomes[name].peak) for name in daemons),
+            *(_mebibytes(outcomes[name].after) for name in keeping),
+            *(_mebibytes(outcomes[name].kept) for name in keeping),
         )
     return made
 

@@ -25,6 +25,8 @@ class Outcome:
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)  # of the daemon; empty without one
     peak: list[int] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)  # what it holds then, for workloads that ask for it
+    kept: list[int] = field(default_factory=list)  # what it still holds when the kernel has dropped its caches
     failure: str = ""
 
     @property
@@ -72,10 +74,10 @@ def complaint(error: Exception) -> str:
 FAILURES = (OSError, subprocess.SubprocessError)
 
 
-def mounted(bench: Bench, place: Place, workload: Workload) -> Daemon:
+def mounted(bench: Bench, place: Place, workload: Workload, *, foreground: bool = False) -> Daemon:
     """Mount, and let the workload find the caches in the state that it wants."""
     bench.prepared(place, workload)
-    place.mount()
+    place.mount(foreground=foreground)
     if workload.state is State.WARM:
         place.run(workload.script)
     elif workload.state is State.COLD:
@@ -100,6 +102,11 @@ def _time(bench: Bench, workload: Workload, place: Place, outcome: Outcome) -> N
     if daemon:
         outcome.cpu.append(daemon.cpu() - spent)
         outcome.peak.append(daemon.memory("VmHWM"))
+        if workload.keeps_memory:
+            outcome.after.append(daemon.memory("VmRSS"))
+            Path("/proc/sys/vm/drop_caches").write_text("2")
+            daemon.settle()
+            outcome.kept.append(daemon.memory("VmRSS"))
 
 
 def _run(bench: Bench, workload: Workload, system: System, outcome: Outcome) -> None:

@@ -108,6 +108,14 @@ class Daemon:
                 total += int(found[1]) if found else 0
         return total
 
+    def settle(self) -> None:
+        """Wait until it has nothing more to do: FORGET requests have no answer to wait for."""
+        deadline = time.monotonic() + _PATIENCE
+        before = -1.0
+        while (now := self.cpu()) > before and time.monotonic() < deadline:
+            before = now
+            time.sleep(0.3)
+
     def await_end(self) -> None:
         for pid in self.pids:
             with contextlib.suppress(ProcessLookupError):
@@ -131,6 +139,7 @@ class Place:
         self.base = Path(tempfile.mkdtemp(prefix=f"{system.name}-", dir=top))
         self.upper, self.work, self.mnt = (self.base / name for name in ("upper", "work", "mnt"))
         self.daemon = Daemon("")
+        self._foreground: subprocess.Popen[bytes] | None = None
         self.variables: dict[str, str | Path | int] = {
             **sizes.environment(),
             **material.numbers,
@@ -150,24 +159,31 @@ class Place:
             self.unmount()
         shutil.rmtree(self.base)
 
-    def command(self) -> list[str]:
-        return self.system.command(self.material.lowers, self.upper, self.work, self.mnt)
+    def mount(self, *, foreground: bool = False) -> None:
+        """Return when the mount answers. Raises subprocess.CalledProcessError.
 
-    def mount(self, command: Sequence[str] | None = None) -> None:
-        """Return when the mount answers. Raises subprocess.CalledProcessError."""
+        The command has ended then, unless it stays in the foreground as the daemon.
+        """
+        command = self.system.command(self.material.lowers, self.upper, self.work, self.mnt)
         environment = {**os.environ, _MARK: self.base.name}
         with tempfile.TemporaryFile("w+") as said:  # not a pipe, which a daemon might keep
-            done = subprocess.run(
-                command or self.command(),
+            process = subprocess.Popen(
+                command,
                 cwd=self.material.directory,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
             )
-            said.seek(0)
-            if done.returncode or not self.mnt.is_mount():
-                raise subprocess.CalledProcessError(done.returncode, done.args, None, said.read())
+            if foreground:
+                self._foreground = process
+                while process.poll() is None and not self.mnt.is_mount():
+                    time.sleep(0.01)
+            else:
+                process.wait()
+            if process.returncode or not self.mnt.is_mount():
+                said.seek(0)
+                raise subprocess.CalledProcessError(process.returncode, command, None, said.read())
 
     def find_daemon(self) -> Daemon:
         self.daemon = Daemon(self.base.name)
@@ -182,6 +198,8 @@ class Place:
                 break
             time.sleep(0.1)
         self.find_daemon().await_end()
+        if self._foreground:
+            self._foreground.wait()
 
     def run(self, script: str, *, outside: bool = False) -> None:
         """In the union's root; or beside it, for what is to be before the mount."""

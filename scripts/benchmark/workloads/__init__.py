@@ -1,12 +1,15 @@
-"""All workloads, in the order in which they are run and shown. The modules are data: a tuple of `Workload`s each."""
+"""All workloads, in the order in which they are run and shown. The modules are data: tuples of `Workload`s."""
 
 from benchmark.workload import Workload
-from benchmark.workloads import contents, files, layers, programs, trees
+from benchmark.workloads import contents, files, growth, layers, programs, trees
 
-ALL: tuple[Workload, ...] = (
+USUAL: tuple[Workload, ...] = (
     *trees.WORKLOADS,
     *files.WORKLOADS,
     *contents.WORKLOADS,
     *programs.WORKLOADS,
     *layers.WORKLOADS,
 )
+GROWTH = growth.GROWTH
+IDLE = growth.IDLE
+ALL = (*USUAL, *GROWTH, *IDLE)

@@ -1,0 +1,36 @@
+"""Whether pyunion is fast enough: its ratios to others, held against the limits.
+
+A workload's own limits stand beside it; those for all of them are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from benchmark.report import ratio
+from benchmark.runner import Results
+from benchmark.workload import FUSE_OVERLAYFS, KERNEL, PYUNION, Workload
+
+NEEDED = (KERNEL, FUSE_OVERLAYFS, PYUNION)
+# Of every workload, but for a few that may be somewhat slower.
+_USUAL = {FUSE_OVERLAYFS: 1.0}
+_EXCUSED_UP_TO = 1.3
+_MOST_EXCUSED = 3
+
+
+def broken(results: Results, workloads: Iterable[Workload]) -> list[str]:
+    """A sentence for each limit that pyunion does not keep. What another system cannot do sets no limit."""
+    found: list[str] = []
+    excused: list[str] = []
+    for workload in workloads:
+        outcomes = results[workload.name]
+        if outcomes[PYUNION].failure:
+            found.append(f"{workload.name}: pyunion fails: {outcomes[PYUNION].failure}")
+        for other, limit in {**_USUAL, **workload.limits}.items():
+            value = ratio(outcomes, PYUNION, other)
+            if value is None or value <= limit:
+                continue
+            line = f"{workload.name}: {value:.2f} of the time of {other}, may be {limit}"
+            is_usual = other not in workload.limits
+            (excused if is_usual and value <= _EXCUSED_UP_TO else found).append(line)
+    return found + (excused if len(excused) > _MOST_EXCUSED else [])
