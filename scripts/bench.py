@@ -37,7 +37,7 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"workloads:\n{names}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", type=_names, metavar="WORKLOAD,...", help="these workloads, long ones too")
+    parser.add_argument("--only", type=_names, metavar="WORKLOAD,...", help="these workloads")
     parser.add_argument("--systems", type=_names, metavar="NAME,...", help="these systems, and those by --system")
     parser.add_argument(
         *("--system", "-s"),
@@ -48,9 +48,8 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         help="one more system, by the command that mounts it (may be repeated)",
     )
     parser.add_argument("--rounds", type=int, help="5 if not given, with --quick 2")
-    parser.add_argument("--quick", action="store_true", help="small sizes: under two minutes")
-    parser.add_argument("--long", action="store_true", help="also what takes minutes")
-    parser.add_argument("--tree", type=Path, help="what the tree is a copy of; if not given, /usr/include")
+    parser.add_argument("--quick", action="store_true", help="small sizes, and less of all: under two minutes")
+    parser.add_argument("--tree", type=Path, help="a directory, or debian-root; if not given, /usr/include")
     others = parser.add_argument_group("other questions, instead of the usual workloads").add_mutually_exclusive_group()
     others.add_argument("--growth", action="store_true", help="how time and memory grow with files and layers")
     others.add_argument("--idle", action="store_true", help="CPU seconds when nothing is asked")
@@ -72,7 +71,7 @@ def chosen_workloads(parser: argparse.ArgumentParser, arguments: argparse.Namesp
         return [each for each in workloads.ALL if each.name in only]
     if arguments.growth or arguments.idle:
         return list(workloads.GROWTH if arguments.growth else workloads.IDLE)
-    return [each for each in workloads.USUAL if arguments.long or not each.long]
+    return [each for each in workloads.USUAL if not (arguments.quick and each.long)]
 
 
 def chosen_systems(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[System]:
@@ -110,6 +109,8 @@ def look_inside(bench: Bench, workload: Workload, systems: Sequence[System], arg
 def show(results: Results, chosen: Sequence[Workload], systems: Sequence[str], arguments: argparse.Namespace) -> int:
     """Print and write everything; the exit status."""
     report.show(report.table(results, systems))
+    if memory := report.memory_table(results, systems):
+        report.show(memory)
     print("".join(f"{line}\n" for line in report.failures(results)), end="")
     if arguments.json:
         report.write_json(arguments.json, results, command=shlex.join(["scripts/bench", *sys.argv[1:]]))

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from benchmark.report import ratio
+from benchmark.report import ratio, subject_of
 from benchmark.runner import Results
 from benchmark.workload import KERNEL
 
 _ROW, _LEFT, _WIDTH, _TOP, _RIGHT = 18, 150, 560, 52, 24
-_COLOURS = ("#0b6fb8", "#d95f02", "#7a7a7a", "#1b9e77", "#a6417a", "#8a6d00")
+_COLOURS = ("#d3410a", "#3b7dd8", "#8a8a8a", "#1b9e77", "#a6417a", "#8a6d00")  # the first is the subject's
 _TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
@@ -35,7 +35,9 @@ def _text(x: float, y: float, words: str, anchor: str = "start", more: str = "")
 
 
 def _dot(x: float, y: float, colour: str, title: str) -> str:
-    shape = f'cx="{x:.1f}" cy="{y:.0f}" r="4.5" fill="{colour}" fill-opacity="0.85"'
+    # The subject's dot is the largest and lies on top of the others.
+    radius = 5.5 if colour == _COLOURS[0] else 4
+    shape = f'cx="{x:.1f}" cy="{y:.0f}" r="{radius}" fill="{colour}" fill-opacity="0.85"'
     return f"<circle {shape}><title>{escape(title)}</title></circle>"
 
 
@@ -57,7 +59,8 @@ def _grid(scale: _Scale, bottom: int) -> Iterator[str]:
 
 def draw(path: Path, results: Results, systems: Sequence[str]) -> None:
     """Write the chart; of all systems but the kernel, which is the line at 1."""
-    shown = [name for name in systems if name != KERNEL][: len(_COLOURS)]
+    subject = subject_of(systems)
+    shown = [subject, *(name for name in systems if name not in (subject, KERNEL))][: len(_COLOURS)]
     rows = {
         workload: {name: value for name in shown if (value := ratio(outcomes, name, KERNEL)) is not None}
         for workload, outcomes in results.items()
@@ -69,7 +72,6 @@ def draw(path: Path, results: Results, systems: Sequence[str]) -> None:
         y = _TOP + _ROW * number + _ROW // 2
         parts.append(f'<line x1="{_LEFT}" y1="{y}" x2="{_LEFT + _WIDTH}" y2="{y}" stroke="#f0f0f0"/>')
         parts.append(_text(_LEFT - 10, y + 4, workload, "end"))
-        # the first system's dots lie on top
         for name, value in reversed(row.items()):
             parts.append(_dot(scale.x(value), y, _COLOURS[shown.index(name)], f"{workload}, {name}: {value:.2f}"))
     width, height = _LEFT + _WIDTH + _RIGHT, bottom + 22

@@ -18,6 +18,8 @@ from benchmark.workload import Sizes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _TREE = Path("/usr/include")
+_PATIENCE = 3600  # seconds for one script: what takes longer hangs
+_DEBIAN = Path("debian-root")  # as a tree: the one of scripts/debian-root
 _ENOUGH = 1000  # entries, for a tree to say something
 
 
@@ -42,9 +44,10 @@ class Material:
 
 
 def shell(script: str, cwd: Path, **variables: str | Path | int) -> None:
-    """Run a script; raises subprocess.CalledProcessError with what it complained of."""
+    """Run a script; raises subprocess.SubprocessError, with what it complained of."""
     environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
-    subprocess.run(["sh", "-ec", script], cwd=cwd, env=environment, check=True, capture_output=True, text=True)
+    command = ["sh", "-ec", script]
+    subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True, text=True, timeout=_PATIENCE)
 
 
 # --- what there is ------------------------------------------------------------------------------------
@@ -52,11 +55,11 @@ def shell(script: str, cwd: Path, **variables: str | Path | int) -> None:
 
 def tree_of(said: Path | None, base: Path) -> Path:
     """The directory whose copy the workloads run on: what the user said, /usr/include, or else a Debian root."""
-    if said is not None:
+    if said not in (None, _DEBIAN):
         return said
-    if _TREE.is_dir() and sum(len(names) for _, _, names in os.walk(_TREE)) >= _ENOUGH:
+    if said is None and _TREE.is_dir() and sum(len(names) for _, _, names in os.walk(_TREE)) >= _ENOUGH:
         return _TREE
-    target = base / "debian-root"
+    target = base / _DEBIAN
     subprocess.run([REPOSITORY / "scripts/debian-root", target], check=True)
     return target
 

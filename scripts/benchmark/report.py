@@ -50,14 +50,7 @@ def table(results: Results, systems: Sequence[str]) -> Table:
     subject = subject_of(systems)
     others = [name for name in systems if name != subject]
     daemons = [name for name in systems if any(outcomes[name].peak for outcomes in results.values())]
-    keeping = [name for name in systems if any(outcomes[name].kept for outcomes in results.values())]
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    made.add_column("", no_wrap=True)
-    groups = [("ms\n", systems), (f"{subject}\nto ", others), ("CPU s\n", daemons), ("MiB\n", daemons)]
-    groups += [("MiB after\n", keeping), ("MiB kept\n", keeping)]
-    for heading, names in groups:
-        for name in names:
-            made.add_column(heading + _short(name), justify="right", no_wrap=True)
+    made = _new_table(("ms\n", systems), (f"{subject}\nto ", others), ("CPU s\n", daemons), ("MiB\n", daemons))
     for workload, outcomes in results.items():
         made.add_row(
             workload,
@@ -65,9 +58,28 @@ def table(results: Results, systems: Sequence[str]) -> Table:
             *(_ratio(ratio(outcomes, subject, name)) for name in others),
             *(_cpu(outcomes[name]) for name in daemons),
             *(_mebibytes(outcomes[name].peak) for name in daemons),
-            *(_mebibytes(outcomes[name].after) for name in keeping),
-            *(_mebibytes(outcomes[name].kept) for name in keeping),
         )
+    return made
+
+
+def memory_table(results: Results, systems: Sequence[str]) -> Table | None:
+    """MiB of the daemons after those workloads that ask for it, and when the kernel has dropped its caches."""
+    rows = {workload: outcomes for workload, outcomes in results.items() if any(o.kept for o in outcomes.values())}
+    daemons = [name for name in systems if any(outcomes[name].kept for outcomes in rows.values())]
+    made = _new_table(("MiB after\n", daemons), ("dropped\n", daemons))
+    for workload, outcomes in rows.items():
+        kept = [_mebibytes(outcomes[name].kept) for name in daemons]
+        made.add_row(workload, *(_mebibytes(outcomes[name].after) for name in daemons), *kept)
+    return made if rows else None
+
+
+def _new_table(*groups: tuple[str, Sequence[str]]) -> Table:
+    """With a column of names, and one for each system of each group."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made.add_column("", no_wrap=True)
+    for heading, names in groups:
+        for name in names:
+            made.add_column(heading + _short(name), justify="right", no_wrap=True)
     return made
 
 

@@ -37,7 +37,7 @@ class Workload:
     per: str = ""  # the number, by its name in the environment, of the operations that the script makes; else one
     limits: Mapping[str, float] = field(default_factory=dict)  # by system: how often its time pyunion may take
     file_system: str = ""  # the branches are on a new file system of this type, not on the machine's own
-    long: bool = False  # minutes
+    long: bool = False  # too long for --quick
     keeps_memory: bool = False  # the daemon's memory after it is looked at, and after the kernel's caches are dropped
 
 
