@@ -46,8 +46,17 @@ class Material:
 def shell(script: str, cwd: Path, **variables: str | Path | int) -> None:
     """Run a script; raises subprocess.SubprocessError, with what it complained of."""
     environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
-    command = ["sh", "-ec", script]
-    subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True, text=True, timeout=_PATIENCE)
+    subprocess.run(
+        ["sh", "-ec", script],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        errors="replace",
+        check=True,
+        timeout=_PATIENCE,
+    )
 
 
 # --- what there is ------------------------------------------------------------------------------------
