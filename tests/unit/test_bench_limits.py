@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from benchmark import limits
 from benchmark.runner import Outcome, Results
 from benchmark.workload import FUSE_OVERLAYFS, KERNEL, PYUNION, Workload
