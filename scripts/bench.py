@@ -23,9 +23,12 @@ from benchmark.workload import KERNEL, PYUNION, QUICK, Sizes, Workload
 
 def _template(said: str) -> System:
     try:
-        return from_template(said)
+        system = from_template(said)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if not system.is_there:
+        raise argparse.ArgumentTypeError(f"{said!r} begins with a command that is not there")
+    return system
 
 
 def _names(said: str) -> list[str]:

@@ -44,8 +44,11 @@ class System(NamedTuple):
         return shutil.which(shlex.split(self.template)[0]) is not None
 
     def command(self, lowers: Sequence[str], upper: Path, work: Path, mnt: Path) -> list[str]:
+        """With the program's whole path, for it may have been said relative to where we are."""
+        program, *words = shlex.split(self.template)
         lower = self.separator.join(lowers)
-        return [word.format(lower=lower, upper=upper, work=work, mnt=mnt) for word in shlex.split(self.template)]
+        filled = [word.format(lower=lower, upper=upper, work=work, mnt=mnt) for word in words]
+        return [os.path.abspath(shutil.which(program) or program), *filled]
 
 
 _OPTIONS = "-o lowerdir={lower},upperdir={upper},workdir={work} {mnt}"
@@ -61,7 +64,7 @@ BUILT_IN = (
 def from_template(said: str) -> System:
     """NAME=COMMAND; raises ValueError with what is wrong."""
     name, found, template = said.partition("=")
-    if not (found and re.fullmatch(r"[\w.-]+", name)):
+    if not (found and template.strip() and re.fullmatch(r"[\w.-]+", name)):
         raise ValueError(f"{said!r} is not NAME=mount command")
     system = System(name, template)
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,9 +21,8 @@ pytestmark = pytest.mark.usefixtures("_can_mount")
 
 def bench(scratch: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(REPOSITORY / "scripts/bench"), "--quick", "--rounds", "2", *arguments]
-    return subprocess.run(
-        command, env={**os.environ, "TMPDIR": str(scratch)}, capture_output=True, text=True, timeout=60 * MINUTES
-    )
+    env = {**os.environ, "TMPDIR": str(scratch)}
+    return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60 * MINUTES)
 
 
 def left_out(done: subprocess.CompletedProcess[str]) -> set[str]:
@@ -33,8 +31,7 @@ def left_out(done: subprocess.CompletedProcess[str]) -> set[str]:
 
 
 def test_every_system_runs_every_workload(scratch: Path) -> None:
-    pyunion = shlex.quote(str(REPOSITORY / "scripts/pyunion"))
-    other = f"other={pyunion} mount --lower {{lower}} --upper {{upper}} --work {{work}} {{mnt}}"
+    other = "other=scripts/pyunion mount --lower {lower} --upper {upper} --work {work} {mnt}"
     names = ["walk-cold", "append", "copy-up-xfs", "500-layers-mount"]
     files = ("--json", str(scratch / "out.json"), "--svg", str(scratch / "out.svg"))
     done = bench(scratch, "--only", ",".join(names), "--system", other, *files)
@@ -95,8 +92,10 @@ def test_a_profile_shows_the_daemons_functions(scratch: Path) -> None:
         ("--only", "no-such-workload"),
         ("--systems", "no-such-system"),
         ("--system", "other"),
+        ("--system", "other="),
         ("--system", "other=mount {lower} {mnt}"),
         ("--system", "other=mount {lower} {upper} {mnt} {more}"),
+        ("--system", "other=no-such-command {lower} {upper} {mnt}"),
         ("--check", "--systems", "pyunion"),
         ("--svg", "out.svg", "--systems", "pyunion"),
     ],
