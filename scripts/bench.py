@@ -7,6 +7,7 @@ are the daemon's. Run as root by scripts/bench.
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import signal
 import sys
@@ -19,6 +20,8 @@ from benchmark.materials import Ground, tree_of
 from benchmark.runner import Bench, Results
 from benchmark.systems import BUILT_IN, System, from_template
 from benchmark.workload import KERNEL, PYUNION, QUICK, Sizes, Workload
+
+QUICK_SECONDS = 75  # after which no further round begins
 
 
 def _template(said: str) -> System:
@@ -50,7 +53,7 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         metavar="'NAME=mount command with {lower} {upper} {work} {mnt}'",
         help="one more system, by the command that mounts it (may be repeated)",
     )
-    parser.add_argument("--rounds", type=int, help="5 if not given, with --quick 2")
+    parser.add_argument("--rounds", type=int, help="5 if not given, with --quick up to 3")
     parser.add_argument("--quick", action="store_true", help="small sizes, and less of all: under two minutes")
     parser.add_argument("--tree", type=Path, help="a directory, or debian-root; if not given, /usr/include")
     others = parser.add_argument_group("other questions, instead of the usual workloads").add_mutually_exclusive_group()
@@ -131,7 +134,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing stays mounted then, either
     systems, chosen = chosen_systems(parser, arguments), chosen_workloads(parser, arguments)
     sizes = QUICK if arguments.quick else Sizes()
-    rounds = arguments.rounds or (2 if arguments.quick else 5)
+    rounds = arguments.rounds or (3 if arguments.quick else 5)
+    seconds = QUICK_SECONDS if arguments.quick and not arguments.rounds else math.inf
     with tempfile.TemporaryDirectory(prefix="pyunion-bench-") as name:
         base = Path(name)
         runner.build_tools(base)
@@ -139,7 +143,7 @@ def main() -> int:
             bench = Bench(ground, sizes, base)
             if arguments.profile or arguments.requests:
                 return look_inside(bench, chosen[0], systems, arguments)
-            results = runner.run_all(bench, chosen, systems, rounds)
+            results = runner.run_all(bench, chosen, systems, rounds, seconds)
     return show(results, chosen, [system.name for system in systems], arguments)
 
 

@@ -20,17 +20,15 @@ _MOST_EXCUSED = 3
 
 def broken(results: Results, workloads: Iterable[Workload]) -> list[str]:
     """A sentence for each limit that pyunion does not keep. What another system cannot do sets no limit."""
-    found: list[str] = []
-    excused: list[str] = []
+    found: list[tuple[str, bool]] = []  # the sentence; whether it is one of those few
     for workload in workloads:
         outcomes = results[workload.name]
         if outcomes[PYUNION].failure:
-            found.append(f"{workload.name}: pyunion fails: {outcomes[PYUNION].failure}")
+            found.append((f"{workload.name}: pyunion fails: {outcomes[PYUNION].failure}", False))
         for other, limit in {**_USUAL, **workload.limits}.items():
             value = ratio(outcomes, PYUNION, other)
-            if value is None or value <= limit:
-                continue
-            line = f"{workload.name}: {value:.2f} of the time of {other}, may be {limit}"
-            is_usual = other not in workload.limits
-            (excused if is_usual and value <= _EXCUSED_UP_TO else found).append(line)
-    return found + (excused if len(excused) > _MOST_EXCUSED else [])
+            if value is not None and value > limit:
+                line = f"{workload.name}: {value:.2f} of the time of {other}, may be {limit}"
+                found.append((line, other not in workload.limits and value <= _EXCUSED_UP_TO))
+    excuses = sum(is_excused for _, is_excused in found) <= _MOST_EXCUSED
+    return [line for line, is_excused in found if not (is_excused and excuses)]

@@ -1,4 +1,4 @@
-"""Runs each workload on each system in turn, round after round, and takes times.
+"""Runs each workload on each system in turn, all of them round after round, and takes times.
 
 So the machine's speed and what else it does drop out of the ratios. Knows nothing of how results are shown.
 """
@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +52,8 @@ class Bench:
 
     def prepared(self, place: Place, workload: Workload) -> None:
         """Bring everything into the state that the workload wants, but for the mount."""
-        place.material.cache()
+        if workload.state is not State.COLD:
+            place.material.cache()
         if workload.prepare:
             place.run(workload.prepare, outside=True)
         subprocess.run(["sync"], check=True)  # what others left to be written is not this round's
@@ -118,20 +119,25 @@ def _run(bench: Bench, workload: Workload, system: System, outcome: Outcome) -> 
         print(f"  {system.name}: {outcome.failure}", file=sys.stderr, flush=True)
 
 
-def in_turns(systems: Sequence[System], rounds: int) -> Iterator[System]:
-    """Each system once in a round; who comes first changes."""
+def in_turns(systems: Sequence[System], number: int) -> Sequence[System]:
+    """Who comes first changes from round to round."""
+    first = number % len(systems)
+    return (*systems[first:], *systems[:first])
+
+
+def run_all(
+    bench: Bench, workloads: Sequence[Workload], systems: Sequence[System], rounds: int, seconds: float
+) -> Results:
+    """The first round is run whole; after it nothing begins when so many seconds are over."""
+    results: Results = {each.name: {system.name: Outcome() for system in systems} for each in workloads}
+    deadline = time.monotonic() + seconds
     for number in range(rounds):
-        first = number % len(systems)
-        yield from (*systems[first:], *systems[:first])
-
-
-def run_all(bench: Bench, workloads: Sequence[Workload], systems: Sequence[System], rounds: int) -> Results:
-    results: Results = {}
-    for workload in workloads:
-        print(workload.name, file=sys.stderr, flush=True)
-        results[workload.name] = {system.name: Outcome() for system in systems}
-        for system in in_turns(systems, rounds):
-            outcome = results[workload.name][system.name]
-            if not outcome.failure:  # it would fail again
-                _run(bench, workload, system, outcome)
+        for workload in workloads:
+            if number and time.monotonic() > deadline:
+                return results
+            print(f"round {number + 1}: {workload.name}", file=sys.stderr, flush=True)
+            for system in in_turns(systems, number):
+                outcome = results[workload.name][system.name]
+                if not outcome.failure:  # it would fail again
+                    _run(bench, workload, system, outcome)
     return results
