@@ -46,7 +46,7 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--only", type=_names, metavar="WORKLOAD,...", help="these workloads")
     parser.add_argument("--systems", type=_names, metavar="NAME,...", help="these systems, and those by --system")
     parser.add_argument(
-        *("--system", "-s"),
+        "--system",
         action="append",
         type=_template,
         default=[],
