@@ -111,6 +111,11 @@ def _add_mount(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="DIR[:DIR...]",
         help="the read-only branches, topmost first; may be repeated; '\\:' is a colon in a path",
     )
+    mount.add_argument(
+        "--docker-layer",
+        metavar="DIR",
+        help="instead of --lower: a layer of Docker, /var/lib/docker/overlay2/ID, and those below it",
+    )
     mount.add_argument("--upper", metavar="DIR", help="the writable branch above them all")
     mount.add_argument("--work", metavar="DIR", help="an empty directory on the file system of the upper branch")
     mount.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see below")

@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
     OK = 0
     FAILURE = 1  # anything that has no number of its own
     USAGE = 2  # the command line or an option is wrong
-    BRANCH = 3  # a branch is missing, is not a directory, or overlaps another one
+    BRANCH = 3  # a branch is missing, is not a directory, or overlaps another one; no whole layer of overlay2
     BUSY = 4  # a branch or a mount is in use
     MOUNT = 5  # cannot mount here: no /dev/fuse, no fusermount3, no such mount point
     WORK = 6  # upper and work cannot be used together, or not in their present state

@@ -12,7 +12,7 @@ import os
 import sys
 from argparse import Namespace
 
-from pyunion import background, configfile, logs, notify, preflight
+from pyunion import background, configfile, dockerlayer, logs, notify, preflight
 from pyunion.commands import remount, umount
 from pyunion.config import MountConfig, Options, make_config, parse_options
 from pyunion.configfile import ConfigFile
@@ -39,8 +39,10 @@ def _run(arguments: Namespace) -> int:
     file = ConfigFile() if arguments.config is None else configfile.read(arguments.config)
     options = _options(arguments, file)
     if options.remount:
-        if arguments.lower or arguments.upper or arguments.work:
-            raise PyunionError("a remount changes no branches; leave out --lower, --upper and --work", ExitCode.USAGE)
+        if arguments.lower or arguments.docker_layer is not None or arguments.upper or arguments.work:
+            raise PyunionError(
+                "a remount changes no branches; leave out --lower, --docker-layer, --upper and --work", ExitCode.USAGE
+            )
         whole = _config(arguments, options, file) if arguments.config else None
         point = _mountpoint(arguments, file)
         return remount.run(options, point, whole=whole, log_level=arguments.log_level, dry=arguments.fake)
@@ -62,7 +64,7 @@ def _run(arguments: Namespace) -> int:
 def _options(arguments: Namespace, file: ConfigFile) -> Options:
     options = Options(sloppy=arguments.sloppy)
     file.fill(options)  # first, so that the command line wins
-    if arguments.lower:
+    if arguments.lower or arguments.docker_layer is not None:
         options.lowers, options.data_only = [], 0
     if arguments.upper:
         options.upper = None
@@ -82,6 +84,13 @@ def _options(arguments: Namespace, file: ConfigFile) -> Options:
         # it gives the mapping along with images that it has mapped already, and prepares a container's root as our root
         options.uids = options.uids._replace(others_as_stored=True)
         options.gids = options.gids._replace(others_as_stored=True)
+    if arguments.docker_layer is not None and not options.remount:
+        if arguments.lower or options.lowers:
+            raise PyunionError(
+                "the lower branches are given twice, by --docker-layer and by --lower or -o lowerdir=; keep one",
+                ExitCode.USAGE,
+            )
+        options.lowers = dockerlayer.branches(os.fsencode(arguments.docker_layer))
     return options
 
 

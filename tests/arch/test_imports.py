@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"commands", "config"},
     "commands": {
-        *("background", "board", "branch", "config", "configfile", "daemon", "logs"),
+        *("background", "board", "branch", "config", "configfile", "daemon", "dockerlayer", "logs"),
         *("mountinfo", "notify", "preflight", "union", "unmounting", "users"),
     },
     "daemon": {"board", "branch", "config", "fs", "fuse", "logs", "mountinfo", "notify", "union"},
@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "background": {"config", "logs", "notify"},
     "preflight": {"branch", "config", "mountinfo", "users"},
     "config": {"union"},
+    "dockerlayer": set(),
     "users": {"board", "mountinfo"},
     "board": {"config"},
     "logs": {"config", "journal"},

@@ -7,17 +7,13 @@ is touched: the storage, its state and all configuration are in one directory.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
 import os
 import shutil
 import subprocess
-import tarfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+from tests.harness.archives import Member, members, write_base
 from tests.harness.leaks import await_end
 from tests.harness.mounts import PATIENCE, REPOSITORY, mounted
 
@@ -44,18 +40,6 @@ mount_program = "{program}"
 mountopt = "{options}"
 """
 _POLICY = {"default": [{"type": "insecureAcceptAnything"}]}
-
-
-class Member(NamedTuple):
-    """An entry of a layer, all but its times, which are those of the run."""
-
-    kind: bytes
-    mode: int
-    owner: tuple[int, int]
-    link: str
-    device: tuple[int, int]
-    content: str
-    xattrs: tuple[tuple[str, str], ...]
 
 
 class Store:
@@ -107,7 +91,7 @@ class Store:
     def base(self) -> None:
         """Import the image `base`, made from the static busybox: programs, and something of each kind to change."""
         archive = self.home / "base.tar"
-        _write_base(archive)
+        write_base(archive)
         self.podman("import", "--quiet", archive, "base")
 
     def shell(self, script: str, *options: str, image: str = "base") -> str:
@@ -121,7 +105,7 @@ class Store:
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
             digests = [layer["digest"].removeprefix("sha256:") for layer in manifest["layers"]]
-            return [_members(folder / digest) for digest in digests]
+            return [members(folder / digest) for digest in digests]
         finally:
             shutil.rmtree(folder)
 
@@ -158,53 +142,3 @@ class Store:
         for mount in reversed(mounted()):
             if mount.point.startswith(os.fsencode(self.home) + b"/"):
                 subprocess.run(["umount", "--lazy", mount.point], capture_output=True)
-
-
-def _write_base(path: Path) -> None:
-    busybox = Path("/bin/busybox").resolve()
-    with tarfile.open(path, "w") as archive:
-        for folder in ("bin", "etc", "data", "data/deep", "data/deep/er", "old", "tmp"):
-            _add(archive, folder, type=tarfile.DIRTYPE, mode=0o1777 if folder == "tmp" else 0o755)
-        archive.add(busybox, "bin/busybox")
-        listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
-        for name in sorted(set(listed) - {"busybox"}):
-            _add(archive, f"bin/{name}", type=tarfile.SYMTYPE, linkname="busybox")
-        for name in ("etc/passwd", "etc/motd", "data/one", "data/deep/two", "data/deep/er/three", "old/file"):
-            _add(archive, name, f"{name} of base\n".encode())
-        _add(archive, "data/suid", b"suid\n", mode=0o4755)
-        _add(archive, "data/owned", b"owned\n", uid=7, gid=8)
-        _add(archive, "data/link", type=tarfile.LNKTYPE, linkname="data/one")
-        _add(archive, "data/pipe", type=tarfile.FIFOTYPE)
-        _add(archive, "data/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3)
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes = b"", mode: int = 0o644, **fields: object) -> None:
-    member = tarfile.TarInfo(name)
-    member.mode, member.mtime, member.size = mode, 1_600_000_000, len(content)
-    for field, value in fields.items():
-        setattr(member, field, value)
-    archive.addfile(member, io.BytesIO(content))
-
-
-def _members(path: Path) -> dict[str, Member]:
-    with tarfile.open(path) as archive:
-        return dict(_read(archive))
-
-
-def _read(archive: tarfile.TarFile) -> Iterator[tuple[str, Member]]:
-    for entry in archive:
-        file = archive.extractfile(entry) if entry.isreg() else None
-        digest = hashlib.sha1(file.read(), usedforsecurity=False).hexdigest() if file else ""
-        xattrs = tuple(sorted((key, value) for key, value in entry.pax_headers.items() if key.startswith("SCHILY")))
-        yield (
-            entry.name.strip("/"),
-            Member(
-                entry.type,
-                entry.mode,
-                (entry.uid, entry.gid),
-                entry.linkname,
-                (entry.devmajor, entry.devminor),
-                digest,
-                xattrs,
-            ),
-        )

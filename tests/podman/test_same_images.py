@@ -8,8 +8,9 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness import leaks
+from tests.harness.archives import Member
 from tests.harness.snapshot import Snapshot, assert_same, snapshot
-from tests.podman.store import PROGRAMS, Member, Store
+from tests.podman.store import PROGRAMS, Store
 
 # A container's life: every kind of change that a layer can carry. Only a lower file of several links is left alone:
 # fuse-overlayfs commits one that was appended to with zeros for what was written.
