@@ -146,11 +146,11 @@ def _open_readonly(upper: bytes, work: bytes, xattr_prefix: bytes, cache: DirCac
 def _open_index(
     config: MountConfig, origins: Origins, work_root: int, cache: DirCache, stack: ExitStack
 ) -> Index | None:
-    """The index, where every lower branch has file handles to find its files by."""
+    """The index, where every lower branch has lasting file handles to find its files by."""
     if not origins.usable:
         log.log(
             logging.WARNING if config.index else logging.INFO,
-            "a lower branch has no file handles: index=off, and copy_up parts the hard links of a lower file",
+            "a lower branch has no lasting file handles: index=off, and copy_up parts the hard links of a lower file",
         )
         return None
     try:

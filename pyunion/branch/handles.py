@@ -20,8 +20,13 @@ from pyunion.union.origin import Origin
 log = logging.getLogger(__name__)
 
 _NO_UUID = bytes(16)
-# ioctls that tell a file system's UUID: any, since Linux 6.9; ext4 before
-_FS_IOC_GETFSUUID = 0x80111500
+# What tells a file system's UUID as the kernel knows it: an ioctl, the size of its answer, and where the UUID is in it.
+UUID_QUESTIONS = {
+    "FS_IOC_GETFSUUID": (0x80111500, 17, 1),  # ext4, and from Linux 6.9 on most others
+    "BTRFS_IOC_FS_INFO": (0x8400941F, 1024, 16),
+    "XFS_IOC_FSGEOMETRY_V1": (0x80705864, 112, 64),
+}
+_FUSE_SUPER_MAGIC = 0x65735546  # statfs(2)
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -42,20 +47,23 @@ class Origins:
         self._all = len(self._uuids) == len(lowers)
 
     def _identify(self, branch: Branch, stack: ExitStack) -> bytes | None:
-        """The UUID of a branch's file system if its handles can be opened again; two without a UUID cannot be told
-        apart, so only one counts."""
+        """The UUID of a branch's file system if its handles can be opened again; two without a UUID, or with the same
+        one, cannot be told apart, so only one counts."""
         fd = os.open(b".", _DIR, dir_fd=branch.root.fd())
         stack.callback(os.close, fd)
-        uuid = filesystem_uuid(fd)
-        if uuid in self._mounts:
+        if syscalls.filesystem_type(fd) == _FUSE_SUPER_MAGIC:
+            # They name an object as long as it is in memory, and later may name another one.
+            log.debug("the file handles of branch %r, which is by FUSE, do not last", branch.path)
             return None
+        uuid = filesystem_uuid(fd)
+        mount = self._mounts.get(uuid, fd)
         try:
-            kind, fid = syscalls.name_to_handle(fd, b"")
-            os.close(syscalls.open_by_handle(fd, kind, fid))
+            if not _is_found(fd, mount):
+                return None
         except OSError as error:
             log.debug("no file handles in branch %r: %s", branch.path, error.strerror)
             return None
-        self._mounts[uuid] = fd
+        self._mounts[uuid] = mount
         return uuid
 
     @property
@@ -94,11 +102,32 @@ class Origins:
             os.close(fd)
 
 
+def _is_found(fd: int, mount: int) -> bool:
+    """Whether the handle of a directory leads to it from another descriptor: so both are on one file system, of which
+    btrfs has several devices. Raises OSError where there are no handles."""
+    kind, fid = syscalls.name_to_handle(fd, b"")
+    found = syscalls.open_by_handle(mount, kind, fid)
+    try:
+        return os.path.samestat(os.fstat(found), os.fstat(fd))
+    finally:
+        os.close(found)
+
+
 def filesystem_uuid(fd: int) -> bytes:
     """The UUID of the file system of an open directory; zero where it has none or does not tell it."""
-    answer = bytearray(17)
+    for question in UUID_QUESTIONS:
+        uuid = ask_uuid(fd, question)
+        if uuid is not None:
+            return uuid
+    return _NO_UUID
+
+
+def ask_uuid(fd: int, question: str) -> bytes | None:
+    """The answer to one of UUID_QUESTIONS; None where the file system does not know it."""
+    command, size, at = UUID_QUESTIONS[question]
+    answer = bytearray(size)
     try:
-        fcntl.ioctl(fd, _FS_IOC_GETFSUUID, answer)
+        fcntl.ioctl(fd, command, answer)
     except OSError:
-        return _NO_UUID
-    return bytes(answer[1:17])
+        return None
+    return bytes(answer[at : at + 16])

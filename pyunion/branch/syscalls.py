@@ -134,6 +134,13 @@ def open_by_handle(mount_fd: int, kind: int, handle: bytes) -> int:
     return _check(_libc.open_by_handle_at(mount_fd, buffer, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
 
 
+def filesystem_type(fd: int) -> int:
+    """f_type of statfs(2): the magic number of the file system."""
+    answer = (ctypes.c_long * 32)()  # struct statfs and some more
+    _check(_libc.fstatfs(fd, answer))
+    return int(answer[0])
+
+
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2) with all its modes."""
     _check(_libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))

@@ -128,7 +128,14 @@ class Attributes:
     # -- extended attributes ----------------------------------------------------------------------------------
 
     def get_xattr(self, node: Node, name: bytes) -> bytes:
-        value = objects.get_xattr(*node.address(), marks.stored_name(name, self._prefix))
+        try:
+            value = objects.get_xattr(*node.address(), marks.stored_name(name, self._prefix))
+        except OSError as error:
+            if error.errno == ENOTSUP and name in _ACLS:
+                # A branch without ACLs. The kernel, which asks before it lets in others than the owner, wants to hear
+                # that there is none; any other answer is its own to them.
+                raise OSError(ENODATA, os.strerror(ENODATA)) from None
+            raise
         if name in _ACLS:
             return self._owners.acl_shown(value)
         return self._owners.capabilities_shown(value) if name == _CAPABILITIES else value

@@ -6,6 +6,7 @@ nothing in the tree can block it. Knows nothing of unions but the prefix of over
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -107,8 +108,14 @@ def _digest(dir_fd: int, name: bytes) -> str:
 
 def _xattrs(dir_fd: int, name: bytes, origin_marks: bool) -> tuple[tuple[bytes, bytes], ...]:
     path = b"/proc/self/fd/%d/%b" % (dir_fd, name or b".")
+    try:
+        keys = os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:  # as a file system without xattrs answers
+            raise
+        keys = []
     found = []
-    for key in sorted(os.fsencode(key) for key in os.listxattr(path, follow_symlinks=False)):
+    for key in sorted(map(os.fsencode, keys)):
         if origin_marks or not key.startswith(_MARK_PREFIX) or key in TELLING_MARKS:
             found.append((key, os.getxattr(path, key, follow_symlinks=False)))
     return tuple(found)

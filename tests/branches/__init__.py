@@ -1,0 +1,1 @@
+"""Branches on other file systems than the machine's own disk."""
