@@ -7,7 +7,7 @@ the same branches alike (Union.unmount).
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -78,12 +78,16 @@ def tree_of(top: Path) -> Snapshot:
     }
 
 
-def assert_as_plain(union: Union, lower: Path, plain: Path, leave_out: Collection[str] = ()) -> None:
-    """The operations have the results that they have on `plain`, a new directory of the machine's disk."""
+def assert_as_plain(union: Union, lower: Path, plain: Path, keeps_links: bool = True) -> None:
+    """The operations have the results that they have on `plain`, a new directory of the machine's disk.
+
+    The kernel keeps links with the index only, and with that it refuses an upper that it still has in any namespace.
+    """
+    leave_out = () if keeps_links and union.kind == "pyunion" else ("links",)
     plain.mkdir()
     copy(lower, plain)
     copy(union.low, plain)
-    union.mount("index=on", lowers=[union.low, lower])
+    union.mount(lowers=[union.low, lower])
     assert carry_out(union.at, leave_out) == carry_out(plain, leave_out)
     assert_same(tree_of(union.at), tree_of(plain), "the results differ (union | plain directory)")
     union.remount()
@@ -103,7 +107,7 @@ def assert_as_plain(union: Union, lower: Path, plain: Path, leave_out: Collectio
 def test_a_lower_branch_on(union: Union, source: Path, kind: str) -> None:
     with KINDS[kind](source, source.with_name(kind)) as lower:
         try:
-            assert_as_plain(union, lower, source.with_name("plain"), ["links"] if kind in _WITHOUT_HANDLES else [])
+            assert_as_plain(union, lower, source.with_name("plain"), kind not in _WITHOUT_HANDLES)
         finally:
             union.clean_up()
 

@@ -23,7 +23,6 @@ from typing import ClassVar, NamedTuple
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0  # seconds until a daemon that neither answers nor dies is a failure
 _TRIES, _RETRY_S = 20, 0.05
-_BUSY_S = 10.0
 _COMPLAINT = re.compile(r"\b(ERROR|CRITICAL)\b|Traceback|Exception ignored|Warning:")
 
 
@@ -126,15 +125,9 @@ class KernelMount(Mount):
             said += [f"upperdir={_escape(layers.upper)}", f"workdir={_escape(layers.work)}"]
         said += ["redirect_dir=on", "xino=on", *options]
         command = ["mount", "-t", "overlay", "overlay", "-o", ",".join(said), str(self.point)]
-        deadline = time.monotonic() + _BUSY_S
-        while True:
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode == 0:
-                return
-            # What was unmounted here may be mounted for a moment yet in a namespace that somebody has made meanwhile.
-            if "busy" not in done.stderr or time.monotonic() > deadline:
-                raise MountRefused(done.stderr.strip())
-            time.sleep(_RETRY_S)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise MountRefused(done.stderr.strip())
 
     def _stopped(self) -> None:
         pass
