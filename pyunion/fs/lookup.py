@@ -1,7 +1,7 @@
 """Look-up: from a directory node and a name to the object of the union, layer by layer.
 
-Owns how redirects and metadata-only copies lead from one layer to the next. The rule of who wins is in
-pyunion/union/merge.py; marks are read by pyunion/branch/marks.py. Changes nothing, and everything is synchronous.
+Owns which object a name stands for, the index included. The rule of who wins is in pyunion/union/merge.py; how
+redirects lead from one layer to the next is pyunion/branch/below.py. Changes nothing, and everything is synchronous.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from errno import EIO, ENOENT, EPERM
+from errno import EIO, ENOENT
 from stat import S_IFMT, S_ISREG
 from typing import NamedTuple
 
+from pyunion.branch.below import Layers, Part, below
 from pyunion.branch.dirs import Dir
 from pyunion.branch.handles import Origins
 from pyunion.branch.index import Index
@@ -38,15 +39,6 @@ class Found(NamedTuple):
     entry: bytes | None = None  # the name of an indexed file in the index
     protection: int = 0  # what a mark on it in upper says: APPEND and IMMUTABLE
     unlike_below: bool = False  # the name has no link in upper, and what is below it is not the same any more
-
-
-class _Step(NamedTuple):
-    """What one layer says about a path."""
-
-    found: tuple[Dir, bytes, os.stat_result] | None
-    stop: bool
-    path: bytes  # what to look for in the layers below
-    xwhiteouts: bool = False
 
 
 class Lookup:
@@ -237,7 +229,7 @@ class Lookup:
             return Found(st, layer, name, (top,), own_redirect, protection=found.protection)
         stack = [top]
         lower_st = None
-        for base, real, below_st, xwhiteouts in self._below(parent, position, name, found.redirect, True):
+        for base, real, below_st, xwhiteouts in self._below(parent, position, name, found.redirect, want_dir=True):
             part = base.child(real)
             part.xwhiteouts = xwhiteouts
             stack.append(part)
@@ -252,7 +244,7 @@ class Lookup:
         """Where the data of a metadata-only copy are. Raises EIO where they are nowhere."""
         layer = parent.layers[position]
         data = None
-        for base, real, _, _ in self._below(parent, position, name, redirect, False):
+        for base, real, _, _ in self._below(parent, position, name, redirect, want_dir=False):
             data = (base, real)
         if data is None:
             log.error("%r in branch %r is a metadata-only copy whose data are in no branch", name, layer.branch.path)
@@ -260,82 +252,10 @@ class Lookup:
         return data
 
     def _below(
-        self, parent: Directory, position: int, name: bytes, redirect: bytes | None, want_dir: bool
-    ) -> Iterator[tuple[Dir, bytes, os.stat_result, bool]]:
-        """What the layers under `position` have that belongs to the entry there, topmost first.
-
-        A redirect changes the name that is looked for from there on; an absolute one is looked for from the root.
-        """
-        index = parent.layers[position].branch.index
-        path = redirect or name
-        while True:
-            source: Sequence[Dir] = self.root.layers if path.startswith(b"/") else parent.layers
-            if path.startswith(b"/") and not want_dir:
-                source = [*source, *self.data_layers]
-            for layer in source:
-                if layer.branch.index > index:
-                    break
-            else:
-                return
-            self._may_follow(redirect, name)
-            for layer in source:
-                if layer.branch.index <= index:
-                    continue
-                index = layer.branch.index
-                step = self._walk(layer, path, want_dir)
-                if step.found is not None:
-                    yield (*step.found, step.xwhiteouts)
-                if step.stop:
-                    return
-                if step.path is not path:
-                    redirect = path = step.path
-                    break  # look for another path, perhaps from the root, in the layers that are left
-            else:
-                return
-
-    def _may_follow(self, redirect: bytes | None, name: bytes) -> None:
-        if redirect is not None and not self.follow:
-            log.warning("%r has a redirect, which the option redirect_dir=nofollow refuses", name)
-            raise OSError(EPERM, os.strerror(EPERM), name)
-
-    def _walk(self, base: Dir, path: bytes, want_dir: bool) -> _Step:
-        """Look for a name, or for an absolute path component by component, in one layer."""
-        absolute = path.startswith(b"/")
-        components = path[1:].split(b"/") if absolute else [path]
-        stop = False
-        xwhiteouts = False
-        tail = path[1:] if absolute else path
-        for component in components:
-            rest = tail[len(component) :]
-            st = base.stat(component)
-            if st is None:
-                return _Step(None, stop, path)
-            kind = base.kind(component, st)
-            if kind is Kind.WHITEOUT or (kind is Kind.DIRECTORY) != bool(want_dir or rest):
-                return _Step(None, True, path)  # hidden from here on; only like merges with like
-            if kind is Kind.DIRECTORY:
-                if not base.branch.is_last:
-                    found = read_dir_marks(base, component)
-                    xwhiteouts = found.xwhiteouts
-                    if found.opaque:
-                        stop = True
-                    elif found.redirect is not None:
-                        stop = stop and not found.redirect.startswith(b"/")
-                        path = marks.next_path(path, found.redirect, len(path) - len(tail), rest)
-            else:
-                if not S_ISREG(st.st_mode):
-                    return _Step(None, True, path)
-                last = base.branch.is_last and not base.branch.data_below
-                more = None if last else read_file_marks(base, component)
-                if more is None or not more.metacopy:
-                    return _Step((base, component, st), True, path)
-                if more.redirect is not None:
-                    path = marks.next_path(path, more.redirect, len(path) - len(tail), rest)
-            if not rest:
-                return _Step((base, component, st), stop, path, xwhiteouts)
-            base = base.child(component)
-            tail = rest[1:]
-        raise AssertionError("a path has at least one component")
+        self, parent: Directory, position: int, name: bytes, redirect: bytes | None, *, want_dir: bool
+    ) -> Iterator[Part]:
+        layers = Layers(parent.layers, self.root.layers, self.data_layers, self.follow)
+        return below(layers, parent.layers[position].branch.index, name, redirect, want_dir=want_dir)
 
     # -- listings ---------------------------------------------------------------------------------------------
 
