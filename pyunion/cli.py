@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from pyunion import __version__
+from pyunion import __version__, cli_layers
 from pyunion.config import LOG_LEVELS
 from pyunion.errors import ExitCode, PyunionError, printable
 
@@ -185,4 +185,5 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction[_Parser]], None]] = {
     "info": _add_info,
     "demo": _add_demo,
     "units": _add_units,
+    **cli_layers.COMMANDS,
 }

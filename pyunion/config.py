@@ -159,6 +159,18 @@ def split_lower(text: bytes) -> tuple[list[bytes], int]:
     return [_unescape(part) for part in (*parts[:merged], *data)], len(data)
 
 
+def split_lowers(lists: Sequence[bytes], data_only: int = 0) -> tuple[list[bytes], int]:
+    """The branches of all --lower together, with the number of data-only ones, of which there may be some already."""
+    layers: list[bytes] = []
+    for text in lists:
+        branches, data = split_lower(text)
+        if data_only and len(branches) > data:
+            raise _usage("data-only branches (after '::') come last; name the other lower branches before them")
+        layers += branches
+        data_only += data
+    return layers, data_only
+
+
 def parse_options(text: bytes, into: Options | None = None) -> Options:
     r"""Read one -o list: comma separated, where `\,` stands for a comma in a value. Raises PyunionError."""
     options = Options() if into is None else into
@@ -188,14 +200,7 @@ def make_config(
     """
     if re.search(r"[\\,]", options.fsname):  # libfuse would take them for an escape and the next option
         raise _usage(f"the source '{options.fsname}' (fsname=) must have neither commas nor backslashes")
-    layers: list[bytes] = []
-    data_only = options.data_only
-    for text in lowers:
-        branches, data = split_lower(text)
-        if data_only and len(branches) > data:
-            raise _usage("data-only branches (after '::') come last; name the other lower branches before them")
-        layers += branches
-        data_only += data
+    layers, data_only = split_lowers(lowers, options.data_only)
     if layers and options.lowers:
         raise _usage("the lower branches are given twice, by --lower and by -o lowerdir=; keep one of them")
     flags = {"suid": "suid", "dev": "dev", **options.flags} if privileged else options.flags

@@ -20,9 +20,10 @@ MAX_MODULE, MAX_FUNCTION = 500, 60
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
-    "cli": {"commands", "config"},
+    "cli": {"cli_layers", "commands", "config"},
+    "cli_layers": set(),
     "commands": {
-        *("background", "board", "branch", "config", "configfile", "daemon", "dockerlayer", "logs"),
+        *("background", "board", "branch", "config", "configfile", "daemon", "dockerlayer", "layers", "logs"),
         *("mountinfo", "notify", "preflight", "union", "unmounting", "users"),
     },
     "daemon": {"board", "branch", "config", "fs", "fuse", "logs", "mountinfo", "notify", "union"},
@@ -41,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "unmounting": {"branch"},
     "fuse": {"fs", "notify", "unmounting"},
     "fs": {"branch", "union"},
+    "layers": {"branch", "union"},
     "branch": {"union"},
     "union": set(),
 }

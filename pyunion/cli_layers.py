@@ -1,0 +1,47 @@
+"""The command line of those commands that work on layers, and mount nothing.
+
+Owns their switches. Imports nothing of ours, and so costs no start of a mount anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+_Commands = Any  # argparse._SubParsersAction of a parser class that belongs to pyunion.cli
+
+
+def _add(commands: _Commands, name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=description[0].lower() + description[1:].partition(".")[0],
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return parser
+
+
+def _add_branches(parser: argparse.ArgumentParser, *, lower_help: str) -> None:
+    parser.add_argument("--lower", action="append", default=[], metavar="DIR[:DIR...]", help=lower_help)
+    parser.add_argument("--userxattr", action="store_true", help="marks are user.overlay.*, as with -o userxattr")
+
+
+def _add_diff(commands: _Commands) -> None:
+    diff = _add(
+        commands,
+        "diff",
+        "What an upper branch changes.",
+        "A is added, C changed (a directory: also in it), D deleted. Only metadata are read. Without --lower, what a\n"
+        "copy comes from is known by its origin mark alone; a moved directory is then listed without its lower parts.",
+    )
+    diff.add_argument("--upper", required=True, metavar="DIR")
+    _add_branches(diff, lower_help="the lower branches below it, as for mount")
+    diff.add_argument("--json", action="store_true", help="for programs, with sizes, types and what has changed")
+
+
+COMMANDS: dict[str, Callable[[_Commands], None]] = {
+    "diff": _add_diff,
+}

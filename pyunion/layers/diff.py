@@ -1,0 +1,214 @@
+"""What the writable layer changes: the union held against the one without it, as `docker diff` does.
+
+Owns what counts as a change, and of which kind. Reads metadata only, and nothing outside of the directories that upper
+has, but where one was moved: it is new as a whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_IMODE
+from typing import NamedTuple
+
+from pyunion.branch import objects
+from pyunion.branch.dirs import Dir
+from pyunion.branch.handles import Origins
+from pyunion.layers.tree import Branches, Entry
+from pyunion.union import marks
+
+ADDED, CHANGED, DELETED = "A", "C", "D"
+
+_TYPES = {
+    S_IFREG: "file",
+    S_IFDIR: "directory",
+    S_IFLNK: "symlink",
+    S_IFCHR: "character device",
+    S_IFBLK: "block device",
+    S_IFIFO: "fifo",
+    S_IFSOCK: "socket",
+}
+
+
+class Change(NamedTuple):
+    """One path that differs."""
+
+    kind: str
+    path: bytes  # with a leading slash
+    type: str | None = None  # of what is there now
+    was: str | None = None  # of what was there; None where that is not known
+    size: int | None = None  # bytes of a file
+    size_was: int | None = None
+    what: tuple[str, ...] = ()  # of a changed object: type, content, times, mode, owner, xattrs, device, entries
+    opaque: bool = False  # a directory that hides all that is below it
+    redirect: bytes | None = None  # where a moved directory's lower parts are
+    metadata_only: bool = False  # the data are those of the layers below
+
+
+def changes(branches: Branches) -> list[Change]:
+    """All changes, sorted by path. A deleted directory is one change; an added one is listed with all it shows.
+
+    Without lower branches what a copy comes from is known by its origin mark (overlayfs.rst, "Inode properties"), and a
+    moved directory's lower parts are not listed. Raises OSError.
+    """
+    with ExitStack() as stack:
+        walk = _Walk(branches, stack)
+        walk.run()
+        return sorted(walk.found.values(), key=lambda change: change.path.split(b"/"))
+
+
+class _Pair(NamedTuple):
+    """A directory of the union, and what was there before."""
+
+    path: bytes
+    after: Entry
+    before: Entry | None
+    known: bool  # what is below upper is what was there before, so that only upper's own entries can differ
+
+
+class _Walk:
+    def __init__(self, branches: Branches, stack: ExitStack) -> None:
+        assert branches.upper is not None
+        self.found: dict[bytes, Change] = {}
+        self._after = branches.union
+        self._before = branches.below
+        self._origins = None if branches.lowers else Origins([branches.upper], stack)
+        self._prefix = branches.upper.xattr_prefix or marks.TRUSTED
+
+    def run(self) -> None:
+        before = self._before.root_entry() if self._before is not None else None
+        todo = [_Pair(b"", self._after.root_entry(), before, True)]
+        while todo:
+            pair = todo.pop()
+            for name in self._names(pair):
+                below = self._compare(pair, name)
+                if below is not None:
+                    todo.append(below)
+
+    def _names(self, pair: _Pair) -> Iterator[bytes]:
+        if pair.known:
+            yield from [name for name, _ in pair.after.parts[0].entries()]
+            return
+        names = self._after.names(pair.after.parts)
+        yield from names
+        if pair.before is not None and self._before is not None:
+            yield from (name for name in self._before.names(pair.before.parts) if name not in names)
+
+    def _compare(self, pair: _Pair, name: bytes) -> _Pair | None:
+        """Record what differs under one name; a directory to go on with, if there is one."""
+        path = pair.path + b"/" + name
+        after = self._after.child(pair.after.parts, name)
+        if self._before is None:
+            return self._compare_alone(pair, path, name, after)
+        before = None if pair.before is None else self._before.child(pair.before.parts, name)
+        if after is None:
+            if before is not None:
+                self._record(Change(DELETED, path, was=_type(before.st), size_was=_size(before.st)))
+            return None
+        if before is None:
+            self._record(_added(path, after))
+        else:
+            what = _differences(after, before)
+            if what:
+                self._record(_changed(path, after, before.st, what))
+        if not after.is_dir:
+            return None
+        both = before is not None and before.is_dir
+        known = pair.known and both and not after.opaque and after.redirect is None
+        if known and not after.dir.branch.is_upper:
+            return None
+        return _Pair(path, after, before if both else None, known)
+
+    def _compare_alone(self, pair: _Pair, path: bytes, name: bytes, after: Entry | None) -> _Pair | None:
+        if after is None:
+            self._record(Change(DELETED, path))
+            return None
+        inside_new = pair.path in self.found and self.found[pair.path].kind == ADDED
+        origin = None if inside_new or after.redirect is not None else self._origin(after)
+        if origin is None:
+            self._record(_added(path, after))
+        else:
+            assert self._origins is not None
+            st = self._origins.stat(origin)
+            what = () if st is None else _stat_differences(after, st)
+            if (st is None and not after.is_dir) or what:
+                self._record(_changed(path, after, st, what))
+        return _Pair(path, after, None, True) if after.is_dir else None
+
+    def _origin(self, entry: Entry) -> bytes | None:
+        return objects.get_mark(entry.dir.fd(), entry.name, self._prefix + marks.ORIGIN)
+
+    def _record(self, change: Change) -> None:
+        """A directory in which something has changed has changed."""
+        self.found[change.path] = change
+        path = change.path.rpartition(b"/")[0]
+        while path and path not in self.found:
+            self.found[path] = Change(CHANGED, path, _TYPES[S_IFDIR], _TYPES[S_IFDIR], what=("entries",))
+            path = path.rpartition(b"/")[0]
+
+
+def _added(path: bytes, after: Entry) -> Change:
+    return Change(
+        ADDED, path, _type(after.st), None, _size(after.st), None, (), after.opaque, after.redirect, after.metacopy
+    )  # fmt: skip
+
+
+def _changed(path: bytes, after: Entry, before: os.stat_result | None, what: tuple[str, ...]) -> Change:
+    return Change(
+        CHANGED,
+        path,
+        _type(after.st),
+        None if before is None else _type(before),
+        _size(after.st),
+        None if before is None else _size(before),
+        what,
+        after.opaque,
+        after.redirect,
+        after.metacopy,
+    )
+
+
+def _type(st: os.stat_result) -> str:
+    return _TYPES[S_IFMT(st.st_mode)]
+
+
+def _size(st: os.stat_result) -> int | None:
+    return st.st_size if S_IFMT(st.st_mode) == S_IFREG else None
+
+
+def _stat_differences(after: Entry, old: os.stat_result) -> tuple[str, ...]:
+    """What a look at the attributes tells. A directory's size and time say nothing: they move with any entry."""
+    new = after.st
+    if S_IFMT(new.st_mode) != S_IFMT(old.st_mode):
+        return ("type",)
+    what = []
+    if not after.is_dir and new.st_mtime_ns != old.st_mtime_ns:
+        what.append("times" if after.metacopy else "content")
+    elif not after.is_dir and new.st_size != old.st_size:
+        what.append("content")
+    if S_IMODE(new.st_mode) != S_IMODE(old.st_mode):
+        what.append("mode")
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        what.append("owner")
+    if new.st_rdev != old.st_rdev:
+        what.append("device")
+    return tuple(what)
+
+
+def _differences(after: Entry, before: Entry) -> tuple[str, ...]:
+    what = _stat_differences(after, before.st)
+    if what != ("type",) and _xattrs(after.dir, after.name) != _xattrs(before.dir, before.name):
+        what += ("xattrs",)
+    return what
+
+
+def _xattrs(directory: Dir, name: bytes) -> dict[bytes, bytes]:
+    """What the union shows of an object's extended attributes."""
+    prefix = directory.branch.xattr_prefix or marks.TRUSTED
+    fd = directory.fd()
+    return {
+        shown: objects.get_xattr(fd, name, key)
+        for key in objects.list_xattr(fd, name)
+        if (shown := marks.visible_name(key, prefix)) is not None
+    }
