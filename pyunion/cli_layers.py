@@ -42,6 +42,22 @@ def _add_diff(commands: _Commands) -> None:
     diff.add_argument("--json", action="store_true", help="for programs, with sizes, types and what has changed")
 
 
+def _add_check(commands: _Commands) -> None:
+    check = _add(
+        commands,
+        "check",
+        "Whether upper and work are sound.",
+        "Names each fault in a sentence, and changes nothing without --repair. Nothing is lost by a repair: what\n"
+        "might be data is moved to WORK/aside, and what cannot be put right stays. Refused while it is mounted.\n"
+        "exit status: 0 sound, 7 faults that are still there, 8 all faults were repaired",
+    )
+    check.add_argument("--upper", required=True, metavar="DIR")
+    check.add_argument("--work", required=True, metavar="DIR")
+    _add_branches(check, lower_help="the lower branches that upper was made with; without them less can be told")
+    check.add_argument("--repair", action="store_true", help="put right what can be put right")
+
+
 COMMANDS: dict[str, Callable[[_Commands], None]] = {
     "diff": _add_diff,
+    "check": _add_check,
 }

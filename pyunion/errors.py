@@ -20,6 +20,8 @@ class ExitCode(IntEnum):
     MOUNT = 5  # cannot mount here: no /dev/fuse, no fusermount3, no such mount point
     WORK = 6  # upper and work cannot be used together, or not in their present state
     CONFIG = 7  # the file of --config is missing or wrong
+    FINDINGS = 8  # `pyunion check` has found faults, and they are still there
+    REPAIRED = 9  # `pyunion check --repair` has found faults and put all of them right
     INTERRUPTED = 130  # Ctrl-C, as shells report it
 
 

@@ -20,6 +20,7 @@ class Mounted:
     point: bytes
     fstype: str
     source: bytes
+    options: bytes = b""  # of the file system
 
 
 def read() -> list[Mounted]:
@@ -54,6 +55,7 @@ def _parse(line: bytes) -> Mounted:
         point=_unescape(fields[4]),
         fstype=os.fsdecode(fields[dash + 1]),
         source=_unescape(fields[dash + 2]),
+        options=_unescape(fields[dash + 3].rstrip(b"\n")),
     )
 
 

@@ -133,15 +133,23 @@ class Branches(NamedTuple):
 
 
 def open_branches(
-    upper: bytes | None, lowers: Sequence[bytes], stack: ExitStack, *, data_only: int = 0, prefix: bytes | None = None
+    upper: bytes | None,
+    lowers: Sequence[bytes],
+    stack: ExitStack,
+    *,
+    data_only: int = 0,
+    prefix: bytes | None = None,
+    writable: bool = False,
 ) -> Branches:
-    """Open branches through views that admit no change; `stack` closes them. Raises PyunionError.
+    """Open branches, but for a `writable` upper through views that admit no change; `stack` closes them.
+
+    Raises PyunionError.
 
     `prefix` is that of the marks; without one it is what a mount by this user would read.
     """
     prefix = prefix or default_prefix()
     cache = DirCache(_MOST_OPEN)
-    top = None if upper is None else opening.open_upper(upper, cache, stack, prefix, read_only=True)
+    top = None if upper is None else opening.open_upper(upper, cache, stack, prefix, read_only=not writable)
     opened = opening.open_lowers(
         lowers, cache, stack, first_index=1, xattr_prefix=prefix, aufs=False, data_only=data_only
     )

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import clean_environment, pyunion
-from tests.harness.files import append, make_opaque, make_whiteout, write
+from tests.harness.files import append, write
 from tests.harness.mounts import REPOSITORY
 from tests.harness.snapshot import Entry, Snapshot, snapshot
 from tests.harness.union import Union
+from tests.layers.changes import change, fill
 from tests.layers.docker import Docker
 
 _SCRIPTS = {
@@ -51,35 +52,6 @@ def test_docker_says_the_same(docker: Docker, script: str) -> None:
         docker("rm", "changed")
 
 
-def _fill(union: Union) -> None:
-    for number, low in enumerate((union.low, union.low2, union.low3)):
-        write(low / f"only{number}/sub/f", "f")
-        write(low / "merged" / f"f{number}", f"f{number}")
-        write(low / "merged/deep" / f"g{number}", f"g{number}")
-    write(union.low2 / "moved/x/y", "y")
-    write(union.low3 / "moved/x/z", "z")
-    write(union.low3 / "replaced/old", "old")
-    write(union.low2 / "file", "file")
-    make_whiteout(union.low / "merged/f2")
-    make_opaque(union.low / "only2")
-
-
-def _change(at: Path) -> None:
-    append(at / "file", "more")
-    (at / "merged/f1").unlink()
-    (at / "merged/deep/g0").chmod(0o600)
-    os.setxattr(at / "merged/deep/g1", "user.mark", b"x")
-    (at / "moved").rename(at / "merged/here")
-    shutil.rmtree(at / "replaced")
-    (at / "replaced").mkdir()
-    write(at / "replaced/new", "new")
-    write(at / "merged/f2", "again")
-    (at / "only0/sub").rename(at / "only1/bus")
-    (at / "only1/bus/f").rename(at / "only1/bus/ff")
-    (at / "only1/sub").chmod(0o700)
-    shutil.rmtree(at / "only2")
-
-
 def _expected(before: Snapshot, after: Snapshot) -> list[str]:
     """By two looks at a mount: what came and went, what differs, and the directories where that is so."""
     said = dict.fromkeys(after.keys() - before.keys(), "A")
@@ -99,10 +71,10 @@ def _telling(entry: Entry) -> Entry:
 
 @pytest.mark.parametrize("options", [(), ("metacopy=on",)], ids=["plain", "metacopy"])
 def test_what_a_mount_shows_before_and_after(union: Union, options: tuple[str, ...]) -> None:
-    _fill(union)
+    fill(union)
     union.mount(*options)
     before = snapshot(union.at)
-    _change(union.at)
+    change(union.at)
     after = snapshot(union.at)
     union.unmount()
     found = diff(union.top, union.low, union.low2, union.low3)
