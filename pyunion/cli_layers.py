@@ -49,7 +49,7 @@ def _add_check(commands: _Commands) -> None:
         "Whether upper and work are sound.",
         "Names each fault in a sentence, and changes nothing without --repair. Nothing is lost by a repair: what\n"
         "might be data is moved to WORK/aside, and what cannot be put right stays. Refused while it is mounted.\n"
-        "exit status: 0 sound, 7 faults that are still there, 8 all faults were repaired",
+        "exit status: 0 sound, 8 faults that are still there, 9 all faults were repaired",
     )
     check.add_argument("--upper", required=True, metavar="DIR")
     check.add_argument("--work", required=True, metavar="DIR")
@@ -57,7 +57,32 @@ def _add_check(commands: _Commands) -> None:
     check.add_argument("--repair", action="store_true", help="put right what can be put right")
 
 
+def _add_commit(commands: _Commands) -> None:
+    commit = _add(
+        commands,
+        "commit",
+        "An upper branch becomes a layer.",
+        "As the new directory NEW, to be named in --lower; or as the topmost layer of the image TAG (latest) of an\n"
+        "OCI image layout, which is begun if it is not there. The union may be mounted: what was written before the\n"
+        "command is in the layer, and all of it is as it was at one moment. --lower is needed where directories were\n"
+        "moved, or copies are of metadata only.",
+    )
+    commit.add_argument("upper", metavar="UPPER")
+    commit.add_argument("new", nargs="?", metavar="NEW", help="the directory to be made")
+    commit.add_argument("--oci-layout", metavar="DIR[:TAG]", help="the image to put the layer on")
+    _add_branches(commit, lower_help="the lower branches that upper was made with")
+    _add_writing(commit)
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--compression", choices=("gzip", "zstd", "none"), default="gzip", help="of layers (gzip)")
+    parser.add_argument(
+        "--source-date-epoch", metavar="SECONDS", help="the latest time in the image; so equal input gives equal bytes"
+    )
+
+
 COMMANDS: dict[str, Callable[[_Commands], None]] = {
     "diff": _add_diff,
     "check": _add_check,
+    "commit": _add_commit,
 }

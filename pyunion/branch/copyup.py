@@ -100,22 +100,28 @@ def stage_other(
     else:
         os.mknod(name, form | 0o600, st.st_rdev, dir_fd=work_fd)
     try:
-        kept = _give_owner(partial(os.chown, name, dir_fd=work_fd, follow_symlinks=False), st, terms)
-        if form != S_IFLNK:
-            syscalls.chmod_nofollow(work_fd, name, terms.mode(st, kept))
-        for key in objects.list_xattr(src_fd, src_name):
-            if not _stays_behind(key, terms):
-                value = objects.get_xattr(src_fd, src_name, key)
-                _set_xattr(objects.path(work_fd, name), key, value, terms, follow_symlinks=False)
+        dress(work_fd, name, src_fd, src_name, st, terms)
         if flags:
             _copy_flags(work_fd, name, flags, terms)
-        objects.utime(work_fd, name, st.st_atime_ns, st.st_mtime_ns)
     except BaseException:
         if form == S_IFDIR:
             os.rmdir(name, dir_fd=work_fd)
         else:
             os.unlink(name, dir_fd=work_fd)
         raise
+
+
+def dress(fd: int, name: bytes, src_fd: int, src_name: bytes, st: os.stat_result, terms: Terms) -> None:
+    """Give an object that is there the owner, mode, xattrs and times of another one, in an order in which none of them
+    undoes another. Raises OSError."""
+    kept = _give_owner(partial(os.chown, name, dir_fd=fd, follow_symlinks=False), st, terms)
+    if S_IFMT(st.st_mode) != S_IFLNK:
+        syscalls.chmod_nofollow(fd, name, terms.mode(st, kept))
+    for key in objects.list_xattr(src_fd, src_name):
+        if not _stays_behind(key, terms):
+            value = objects.get_xattr(src_fd, src_name, key)
+            _set_xattr(objects.path(fd, name), key, value, terms, follow_symlinks=False)
+    objects.utime(fd, name, st.st_atime_ns, st.st_mtime_ns)
 
 
 def _copy_flags(work_fd: int, name: bytes, flags: int, terms: Terms) -> None:

@@ -203,3 +203,8 @@ def without_capability(number: int) -> Iterator[None]:
         yield
     finally:
         _check(_libc.capset(header, before))
+
+
+def syncfs(fd: int) -> None:
+    """Write everything of the file system of an open file to its disk (syncfs(2))."""
+    _check(_libc.syncfs(fd))

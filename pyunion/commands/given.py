@@ -8,10 +8,14 @@ from argparse import Namespace
 from contextlib import ExitStack
 
 from pyunion import mountinfo
+from pyunion.branch import syscalls
+from pyunion.branch.work import remove_tree
 from pyunion.config import split_lowers
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.layers.tree import Branches, open_branches
 from pyunion.union import marks
+
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 def branches(arguments: Namespace, stack: ExitStack, *, writable: bool = False) -> Branches:
@@ -43,6 +47,32 @@ def refuse_mounted(*directories: str) -> None:
                     f"{given} is in use by the overlay mount on {os.fsdecode(mount.point)}; unmount that first",
                     ExitCode.BUSY,
                 )
+
+
+def layout_and_tag(text: str) -> tuple[bytes, str]:
+    """DIR[:TAG], where a directory may have colons if it has a tag behind it, or is there."""
+    path, colon, tag = text.rpartition(":")
+    if not colon or os.path.isdir(text) or "/" in tag:
+        path, tag = text, "latest"
+    if not path or not _TAG.fullmatch(tag):
+        raise PyunionError(f"'{text}' is not DIR[:TAG]; a tag is letters, digits, '.', '_' and '-'", ExitCode.USAGE)
+    return os.fsencode(path), tag
+
+
+def source_date_epoch(arguments: Namespace) -> int | None:
+    """--source-date-epoch, or the environment's (reproducible-builds.org), in seconds since 1970."""
+    text = arguments.source_date_epoch or os.environ.get("SOURCE_DATE_EPOCH")
+    if text is None or text == "":
+        return None
+    if not text.isdecimal():
+        raise PyunionError(f"--source-date-epoch takes seconds since 1970, and '{text}' is none", ExitCode.USAGE)
+    return int(text)
+
+
+def remove(path: bytes) -> None:
+    """Remove a directory of ours, if it is there."""
+    if os.path.lexists(path):
+        remove_tree(syscalls.AT_FDCWD, path)
 
 
 def _writable(options: bytes) -> list[bytes]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.harness.files import run
 from tests.harness.mounts import PATIENCE, mounted
 
-_LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000", "--network", "none")
+LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000", "--network", "none")
 _FILES = {
     "etc/motd": "hello\n",
     "d/a": "a\n",
@@ -62,7 +62,7 @@ class Docker:
 
     def shell(self, name: str, script: str, image: str = "base") -> None:
         """Run a shell script in a new container, which stays."""
-        self("run", "--name", name, *_LIMITS, image, "/bin/sh", "-ec", script)
+        self("run", "--name", name, *LIMITS, image, "/bin/sh", "-ec", script)
 
     def layers(self, container: str) -> tuple[Path, str]:
         """Upper and lower directories of a container."""

@@ -1,0 +1,89 @@
+"""`pyunion commit`: an upper branch becomes a layer, as a directory or on top of an image.
+
+Owns the order, and how a running mount of the branch is found. What a snapshot is, is pyunion/layers/snapshot.py.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from argparse import Namespace
+from contextlib import ExitStack
+
+from pyunion import board, mountinfo, users
+from pyunion.branch import opening
+from pyunion.branch.dirs import Branch, DirCache
+from pyunion.commands import given
+from pyunion.errors import ExitCode, PyunionError
+from pyunion.layers import items, oci, staging, streams, tarwriter
+from pyunion.layers.snapshot import Snapshot
+from pyunion.layers.tree import Branches
+
+_MOST_OPEN = 256
+
+
+def run(arguments: Namespace) -> int:
+    if (arguments.new is None) == (arguments.oci_layout is None):
+        raise PyunionError("name either a new directory or --oci-layout DIR[:TAG]", ExitCode.USAGE)
+    with ExitStack() as stack:
+        branches = given.branches(arguments, stack)
+        mounted = _mounted(os.fsencode(arguments.upper), stack)
+        if arguments.new is not None:
+            _snapshot(branches, mounted, os.fsencode(arguments.new))
+        else:
+            print(_commit(arguments, branches, mounted))
+    return ExitCode.OK
+
+
+def _snapshot(branches: Branches, mounted: Branch | None, place: bytes) -> None:
+    with staging.staged(place) as fd:
+        assert branches.upper is not None
+        copy = Branch(0, place, fd, DirCache(_MOST_OPEN), xattr_prefix=branches.upper.xattr_prefix)
+        Snapshot(branches.upper, copy, mounted).take()
+
+
+def _commit(arguments: Namespace, branches: Branches, mounted: Branch | None) -> str:
+    """Returns the digest of the manifest."""
+    path, tag = given.layout_and_tag(arguments.oci_layout)
+    epoch = given.source_date_epoch(arguments)
+    layout = oci.Layout.make(path)
+    with layout.locked():
+        descriptor = layout.tags().get(tag)
+        image = oci.new_image() if descriptor is None else layout.image(descriptor)
+
+        def write(sink: streams.HashingWriter) -> None:
+            tarwriter.TarWriter(sink, epoch).write(items.layer_items(tree))
+
+        with ExitStack() as stack:
+            tree = branches.union
+            if mounted is not None:
+                tree = _frozen(branches, mounted, os.path.join(path, staging.PREFIX + b"snapshot"), stack).union
+            layer = layout.put_layer(arguments.compression, write)
+        created = int(time.time()) if epoch is None else epoch
+        return str(layout.put_image(tag, oci.with_layer(image, layer, created, "pyunion commit"))["digest"])
+
+
+def _frozen(branches: Branches, mounted: Branch, place: bytes, stack: ExitStack) -> Branches:
+    """The union with a snapshot in the place of upper, for as long as `stack`."""
+    stack.callback(given.remove, place)
+    _snapshot(branches, mounted, place)
+    assert branches.upper is not None
+    upper = opening.open_upper(place, DirCache(_MOST_OPEN), stack, branches.upper.xattr_prefix, read_only=True)
+    return branches._replace(upper=upper)
+
+
+def _mounted(upper: bytes, stack: ExitStack) -> Branch | None:
+    """The root of the union that has this upper branch, if pyunion has it mounted; or else the branch is locked, so
+    that nobody mounts it before `stack` ends."""
+    path = os.path.realpath(upper)
+    for mount in mountinfo.read():
+        if mount.fstype != "fuse.pyunion":
+            continue
+        daemon = users.daemon_of(mount)
+        said = None if daemon is None else board.read(daemon)
+        if said is not None and said["upper"] is not None and os.fsencode(said["upper"]) == path:
+            fd = os.open(mount.point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            return Branch(0, mount.point, fd, DirCache(_MOST_OPEN))
+    opening.lock_directory(upper, stack, shared=True)
+    return None

@@ -1,0 +1,194 @@
+"""An upper branch becomes a layer of its own: a copy of it as it was at one moment, though it may be mounted.
+
+Owns how the copy is brought to one moment. It goes over the branch again and again, and copies what has changed since,
+until it finds nothing changed: then all of it is as it was when that last look began. Files share their blocks with
+upper where the file system can. What a copy of one object is, is pyunion/branch/copyup.py.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from stat import S_ISDIR, S_ISREG
+from typing import NamedTuple
+
+from pyunion.branch import copyup, objects
+from pyunion.branch.dirs import Branch, Dir
+from pyunion.branch.work import remove_tree
+from pyunion.errors import ExitCode, PyunionError
+from pyunion.union import marks
+
+_MOST_LOOKS = 50
+# Two changes within one tick of the kernel's clock may leave the same change time.
+_TICK_NS = 20_000_000
+# Marks for the mount that wrote them, and not for a layer: inode numbers and the index.
+_OF_THE_MOUNT = (marks.ORIGIN, marks.IMPURE, marks.NLINK, b"uuid")
+
+
+class _Seen(NamedTuple):
+    """What an object was like when it was copied."""
+
+    st: tuple[int, ...]
+    settled: bool  # its change time would tell of any later change
+    parent: Dir | None = None  # of a directory: its part in the copy
+    time: tuple[int, int] = (0, 0)
+
+
+class Snapshot:
+    """The copy of an upper branch in an empty directory."""
+
+    def __init__(self, upper: Branch, copy: Branch, mounted: Branch | None = None) -> None:
+        """`mounted` is the root of the union if it is mounted by FUSE: the kernel may have writes that are not in upper
+        yet, and is asked for them file by file."""
+        self._upper = upper
+        self._copy = copy
+        self._mounted = mounted
+        self._prefix = upper.xattr_prefix or marks.TRUSTED
+        self._terms = copyup.Terms(None, sync=False, must_chown=os.geteuid() == 0)
+        self._seen: dict[bytes, _Seen] = {}
+        self._links: dict[int, tuple[Dir, bytes]] = {}
+        self._changed = 0
+
+    def take(self) -> None:
+        """Raises PyunionError where the union is written without a pause, and OSError."""
+        for _ in range(_MOST_LOOKS):
+            self._changed = 0
+            self._links = {}
+            self._look()
+            if not self._changed:
+                self._finish()
+                return
+            time.sleep(_TICK_NS / 1e9)
+        raise PyunionError(
+            f"{os.fsdecode(self._upper.path)} is being written without a pause; stop what writes to it, or remount the "
+            "union read-only",
+            ExitCode.BUSY,
+        )
+
+    def _look(self) -> None:
+        """Go over the whole branch once and copy what has changed since the last time."""
+        present = {b""}
+        self._directory(b"", self._upper.root, b".", self._copy.root)
+        mounted = self._mounted.root if self._mounted is not None else None
+        todo: list[tuple[bytes, Dir, Dir, Dir | None]] = [(b"", self._upper.root, self._copy.root, mounted)]
+        while todo:
+            path, source, target, seen_by = todo.pop()
+            for branch in (self._upper, self._copy, self._mounted):
+                if branch is not None:
+                    branch.cache.trim()
+            with suppress(FileNotFoundError):  # the directory has gone meanwhile; its parent's time tells
+                for name in sorted(os.fsencode(name) for name in _list(source)):
+                    below = os.path.join(path, name)
+                    if self._object(below, source, name, target, seen_by):
+                        part = None if seen_by is None else seen_by.child(name)
+                        todo.append((below, source.child(name), target.child(name), part))
+                    present.add(below)
+        for path in sorted(self._seen.keys() - present, reverse=True):
+            self._forget(path)
+
+    def _object(self, path: bytes, source: Dir, name: bytes, target: Dir, seen_by: Dir | None) -> bool:
+        """Bring one object up to date; whether it is a directory."""
+        if seen_by is not None:
+            _flush(seen_by, name)
+        st = source.stat(name)
+        if st is None:
+            self._changed += 1
+            return False
+        known = self._seen.get(path)
+        if S_ISDIR(st.st_mode):
+            if known is None or not S_ISDIR(known.st[0]):
+                self._remove(target, name)
+                os.mkdir(name, 0o700, dir_fd=target.fd())
+            self._directory(path, source, name, target.child(name), st)
+            return True
+        if known is not None and known.settled and known.st == _telling(st):
+            if st.st_nlink > 1:
+                self._links[st.st_ino] = (target, name)
+            return False
+        self._changed += 1
+        settled = _settled(st)
+        self._remove(target, name)
+        other = self._links.get(st.st_ino)
+        if st.st_nlink > 1 and other is not None:
+            os.link(other[1], name, src_dir_fd=other[0].fd(), dst_dir_fd=target.fd(), follow_symlinks=False)
+        else:
+            self._stage(source, name, target, st)
+            self._links[st.st_ino] = (target, name)
+        self._seen[path] = _Seen(_telling(st), settled)
+        return False
+
+    def _stage(self, source: Dir, name: bytes, target: Dir, st: os.stat_result) -> None:
+        if S_ISREG(st.st_mode):
+            fd = objects.open_file(source.fd(), name, os.O_RDONLY)
+            try:
+                file = copyup.Source(fd, fd, os.fstat(fd))
+                copyup.stage_file(target.fd(), name, file, file.st.st_size, self._terms)
+            finally:
+                os.close(fd)
+        else:
+            copyup.stage_other(target.fd(), name, source.fd(), name, st, self._terms)
+        self._drop_marks(target.fd(), name)
+
+    def _directory(self, path: bytes, source: Dir, name: bytes, copy: Dir, st: os.stat_result | None = None) -> None:
+        """Owner, mode and xattrs of a directory; its times come last of all."""
+        st = os.fstat(source.fd()) if st is None else st
+        known = self._seen.get(path)
+        if known is not None and known.settled and known.st == _telling(st):
+            return
+        self._changed += 1
+        self._seen[path] = _Seen(_telling(st), _settled(st), copy, (st.st_atime_ns, st.st_mtime_ns))
+        kept = objects.list_xattr(source.fd(), name)
+        for key in objects.list_xattr(copy.fd(), b"."):
+            if key not in kept:
+                objects.remove_xattr(copy.fd(), b".", key)
+        copyup.dress(copy.fd(), b".", source.fd(), name, st, self._terms)
+        self._drop_marks(copy.fd(), b".")
+
+    def _drop_marks(self, fd: int, name: bytes) -> None:
+        for key in objects.list_xattr(fd, name):
+            if key.startswith(self._prefix) and key[len(self._prefix) :] in _OF_THE_MOUNT:
+                objects.remove_xattr(fd, name, key)
+
+    def _forget(self, path: bytes) -> None:
+        self._changed += 1
+        seen = self._seen.pop(path)
+        parent = self._seen.get(os.path.dirname(path))
+        if parent is not None and parent.parent is not None:
+            if seen.parent is not None:
+                seen.parent.close()
+            self._remove(parent.parent, os.path.basename(path))
+
+    def _remove(self, directory: Dir, name: bytes) -> None:
+        with suppress(FileNotFoundError):
+            remove_tree(directory.fd(), name)
+
+    def _finish(self) -> None:
+        for seen in self._seen.values():
+            if seen.parent is not None:
+                objects.utime(seen.parent.fd(), b".", *seen.time)
+                self._copy.cache.trim()
+
+
+def _list(directory: Dir) -> list[str]:
+    return os.listdir(f"/proc/self/fd/{directory.fd()}")
+
+
+def _telling(st: os.stat_result) -> tuple[int, ...]:
+    return (st.st_mode, st.st_ino, st.st_size, st.st_ctime_ns, st.st_mtime_ns, st.st_nlink)
+
+
+def _settled(st: os.stat_result) -> bool:
+    return st.st_ctime_ns < time.time_ns() - _TICK_NS
+
+
+def _flush(directory: Dir, name: bytes) -> None:
+    """What the kernel has of a file goes to the daemon, and so to upper."""
+    with suppress(OSError):  # no such name, or no file
+        st = directory.stat(name)
+        if st is not None and S_ISREG(st.st_mode):
+            fd = objects.open_file(directory.fd(), name, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)

@@ -1,0 +1,51 @@
+"""New directories that are there whole or not at all: filled beside their place, and renamed.
+
+Owns the name of what is not finished. Nothing else knows how a directory comes into being.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EEXIST, ENOTEMPTY
+
+from pyunion.branch import syscalls
+from pyunion.branch.work import remove_tree
+from pyunion.errors import ExitCode, PyunionError
+
+PREFIX = b".pyunion-new-"
+
+
+@contextmanager
+def staged(place: bytes) -> Iterator[int]:
+    """A descriptor of an empty directory that becomes `place` at the end, when all of it is on disk; if something goes
+    wrong nothing is left. Raises PyunionError where there is something already."""
+    parent = os.path.dirname(os.path.abspath(place))
+    if os.path.lexists(place):
+        raise _taken(place)
+    try:
+        path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
+    except OSError as error:
+        raise PyunionError(f"cannot create {os.fsdecode(place)}: {error.strerror}") from None
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(fd, 0o755)
+        yield fd
+        syscalls.syncfs(fd)
+        try:
+            syscalls.renameat2(syscalls.AT_FDCWD, path, syscalls.AT_FDCWD, place, syscalls.RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno in (EEXIST, ENOTEMPTY):
+                raise _taken(place) from None
+            raise
+    except BaseException:
+        remove_tree(syscalls.AT_FDCWD, path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _taken(place: bytes) -> PyunionError:
+    return PyunionError(f"{os.fsdecode(place)} is there already; name a new directory", ExitCode.USAGE)
