@@ -74,6 +74,35 @@ def _add_commit(commands: _Commands) -> None:
     _add_writing(commit)
 
 
+def _add_import(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "import",
+        "An image becomes directories that can be mounted.",
+        "IMAGE is an OCI image layout, as a directory or a tar file, or an archive of `docker save` or `podman save`.\n"
+        "DEST gets one directory for each layer that it has not got, DEST/layers/ID. All digests are verified, and an\n"
+        "archive that reaches out of its layer is refused; nothing is left of what fails. Prints the list for --lower.",
+    )
+    parser.set_defaults(command="image_import")
+    parser.add_argument("image", metavar="IMAGE[:TAG]")
+    parser.add_argument("dest", metavar="DEST")
+    parser.add_argument("--name", metavar="NAME", help="of the image in DEST (its tag)")
+
+
+def _add_export(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "export",
+        "An imported image becomes an OCI image again.",
+        "OUT is an OCI image layout, to which the image is added; or if it ends with .tar, a new archive for `docker\n"
+        "load` and `podman load`.",
+    )
+    parser.set_defaults(command="image_export")
+    parser.add_argument("image", metavar="DEST[:NAME]")
+    parser.add_argument("out", metavar="OUT[:TAG]")
+    _add_writing(parser)
+
+
 def _add_writing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compression", choices=("gzip", "zstd", "none"), default="gzip", help="of layers (gzip)")
     parser.add_argument(
@@ -85,4 +114,6 @@ COMMANDS: dict[str, Callable[[_Commands], None]] = {
     "diff": _add_diff,
     "check": _add_check,
     "commit": _add_commit,
+    "import": _add_import,
+    "export": _add_export,
 }

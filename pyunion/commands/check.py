@@ -17,6 +17,7 @@ from pyunion.errors import ExitCode, printable
 from pyunion.layers import check
 
 
+@given.failures_told()
 def run(arguments: Namespace) -> int:
     logging.getLogger("pyunion").setLevel(logging.ERROR)  # what readers warn of is found here
     work = os.path.realpath(os.fsencode(arguments.work))

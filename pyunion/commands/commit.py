@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from argparse import Namespace
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from pyunion import board, mountinfo, users
 from pyunion.branch import opening
@@ -22,6 +22,7 @@ from pyunion.layers.tree import Branches
 _MOST_OPEN = 256
 
 
+@given.failures_told()
 def run(arguments: Namespace) -> int:
     if (arguments.new is None) == (arguments.oci_layout is None):
         raise PyunionError("name either a new directory or --oci-layout DIR[:TAG]", ExitCode.USAGE)
@@ -79,8 +80,10 @@ def _mounted(upper: bytes, stack: ExitStack) -> Branch | None:
     for mount in mountinfo.read():
         if mount.fstype != "fuse.pyunion":
             continue
-        daemon = users.daemon_of(mount)
-        said = None if daemon is None else board.read(daemon)
+        said = None
+        with suppress(OSError):  # another user's, or just gone
+            daemon = users.daemon_of(mount)
+            said = None if daemon is None else board.read(daemon)
         if said is not None and said["upper"] is not None and os.fsencode(said["upper"]) == path:
             fd = os.open(mount.point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, fd)

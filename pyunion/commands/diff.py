@@ -15,6 +15,7 @@ from pyunion.errors import ExitCode, printable
 from pyunion.layers import diff
 
 
+@given.failures_told()
 def run(arguments: Namespace) -> int:
     with ExitStack() as stack:
         found = diff.changes(given.branches(arguments, stack))

@@ -5,15 +5,31 @@ from __future__ import annotations
 import os
 import re
 from argparse import Namespace
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from pyunion import mountinfo
 from pyunion.branch import syscalls
 from pyunion.branch.work import remove_tree
 from pyunion.config import split_lowers
 from pyunion.errors import ExitCode, PyunionError
+from pyunion.layers.store import Store
 from pyunion.layers.tree import Branches, open_branches
 from pyunion.union import marks
+
+
+@contextmanager
+def failures_told() -> Iterator[None]:
+    """What a system call refuses ends the command with a sentence, and not with a traceback."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        name = error.filename2 or error.filename
+        what = "a branch or an image" if name is None else os.fsdecode(name) if isinstance(name, bytes) else str(name)
+        raise PyunionError(f"cannot read or write {what}: {error.strerror}") from None
+
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -57,6 +73,31 @@ def layout_and_tag(text: str) -> tuple[bytes, str]:
     if not path or not _TAG.fullmatch(tag):
         raise PyunionError(f"'{text}' is not DIR[:TAG]; a tag is letters, digits, '.', '_' and '-'", ExitCode.USAGE)
     return os.fsencode(path), tag
+
+
+def image_and_tag(text: str) -> tuple[bytes, str | None]:
+    """SOURCE[:TAG], where the tag may have colons of its own (docker's NAME:TAG)."""
+    path = text
+    while not os.path.exists(path) and ":" in path:
+        path = path.rpartition(":")[0]
+    if not os.path.exists(path):
+        raise PyunionError(f"{text} does not exist; correct the path", ExitCode.BRANCH)
+    return os.fsencode(path), text[len(path) + 1 :] or None
+
+
+def only_image(store: Store, name: str | None) -> str:
+    """The name of an image of a store; without one, of its only image."""
+    names = store.names()
+    if name is None and len(names) == 1:
+        return names[0]
+    if name is None:
+        raise PyunionError(f"name one of the images: {', '.join(names) or 'there are none'}", ExitCode.USAGE)
+    return name
+
+
+def lower_list(paths: Sequence[bytes]) -> str:
+    """Branches as --lower takes them."""
+    return ":".join(re.sub(r"([\\:])", r"\\\1", os.fsdecode(path)) for path in paths)
 
 
 def source_date_epoch(arguments: Namespace) -> int | None:

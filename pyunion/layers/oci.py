@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 _INDEX = "application/vnd.oci.image.index.v1+json"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-_CONFIG = "application/vnd.oci.image.config.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _DOCKER = "application/vnd.docker."
 _SUFFIX = {"gzip": "+gzip", "zstd": "+zstd", "none": ""}
@@ -87,8 +87,7 @@ class Layout:
 
     def tags(self) -> dict[str | None, Json]:
         """The descriptors of the images by tag."""
-        index = self._read_json(self._at("index.json"))
-        return {each.get("annotations", {}).get(_REF): each for each in index.get("manifests", [])}
+        return tags_of(self._read_json(self._at("index.json")))
 
     def image(self, descriptor: Json) -> Image:
         """The image of a descriptor; of an index of several platforms that of this machine."""
@@ -137,7 +136,7 @@ class Layout:
 
     def put_image(self, tag: str, image: Image) -> Json:
         """Store an image and let the tag name it; returns its descriptor."""
-        config = self.put_json(image.config, _CONFIG)
+        config = self.put_json(image.config, CONFIG)
         descriptor = self.put_json({**image.manifest, "config": config}, _MANIFEST)
         index = self._read_json(self._at("index.json"))
         kept = [each for each in index.get("manifests", []) if each.get("annotations", {}).get(_REF) != tag]
@@ -162,6 +161,11 @@ class Layout:
                 return parsed(file.read(_MOST_JSON), os.fsdecode(path))
         except FileNotFoundError:
             raise PyunionError(f"{os.fsdecode(self.path)} is no OCI image layout: it has no index.json") from None
+
+
+def tags_of(index: Json) -> dict[str | None, Json]:
+    """The descriptors of an index by tag."""
+    return {each.get("annotations", {}).get(_REF): each for each in index.get("manifests", [])}
 
 
 def new_image() -> Image:
@@ -192,6 +196,12 @@ def with_layer(image: Image, layer: Layer, created: int, created_by: str) -> Ima
     return Image(manifest, config)
 
 
+def with_layers(config: Json, layers: list[Layer]) -> Image:
+    """An image of this config, but with these layers, which stand for those that the config knows of."""
+    manifest = {"schemaVersion": 2, "mediaType": _MANIFEST, "layers": [layer.descriptor for layer in layers]}
+    return Image(manifest, {**config, "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]}})
+
+
 def _as_oci(descriptor: Json) -> Json:
     """Docker's names for the same things."""
     media_type = str(descriptor.get("mediaType", ""))
@@ -216,7 +226,7 @@ def checked(digest: object) -> str:
     return digest
 
 
-def encoded(value: Json) -> bytes:
+def encoded(value: Json | list[Json]) -> bytes:
     """The same bytes for the same value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 

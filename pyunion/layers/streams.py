@@ -8,7 +8,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-from typing import Any, BinaryIO, Protocol, cast
+import zlib
+from typing import Any, Protocol, cast
+
+from pyunion.errors import PyunionError
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -54,7 +57,7 @@ class HashingWriter:
 class HashingReader(io.RawIOBase):
     """Counts and digests what is read."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Source) -> None:
         self._file = file
         self._hash = hashlib.sha256()
         self.size = 0
@@ -94,14 +97,32 @@ class _Plain:
         pass
 
 
-def decompressed(file: io.BufferedReader) -> Source:
-    """What a file has to say, by its first bytes and not by its name. The file must be at its start."""
+def decompressed(file: io.BufferedReader[Any]) -> Source | None:
+    """What a compressed file has to say, by its first bytes and not by its name; None if it is not compressed.
+
+    The file must be at its start. Reading raises PyunionError where it is damaged.
+    """
     start = file.peek(4)[:4]
     if start.startswith(_GZIP_MAGIC):
-        return gzip.GzipFile("", "rb", fileobj=file)
+        return _Checked(gzip.GzipFile("", "rb", fileobj=file), (gzip.BadGzipFile, EOFError, zlib.error))
     if start == _ZSTD_MAGIC:
         import zstandard
 
         plain = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-        return plain.stream_reader(file, read_across_frames=True, closefd=False)
-    return file
+        reader = plain.stream_reader(file, read_across_frames=True, closefd=False)
+        return _Checked(reader, (zstandard.ZstdError,))
+    return None
+
+
+class _Checked:
+    """Turns what a decompressor complains of into a sentence."""
+
+    def __init__(self, source: Source, complaints: tuple[type[Exception], ...]) -> None:
+        self._source = source
+        self._complaints = complaints
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            return self._source.read(size)
+        except self._complaints as error:
+            raise PyunionError(f"a compressed file is damaged: {error}") from None

@@ -25,6 +25,8 @@ _CHUNK = 1 << 20
 _NS = 1_000_000_000
 # Holes that save less than this are written as zeros, for readers that know no sparse files.
 _WORTH_IT = 1 << 20
+# What a sparse member may hold: a size beyond that of the plain header is read wrongly by tarfile, for one.
+_MOST_SPARSE = 8 << 30
 _TYPES = {
     S_IFREG: tarfile.REGTYPE,
     S_IFDIR: tarfile.DIRTYPE,
@@ -107,7 +109,8 @@ class TarWriter:
             size = os.fstat(fd).st_size
             extents = _extents(fd, size)
             table = b""
-            if size - sum(extent.length for extent in extents) >= _WORTH_IT:
+            data = sum(extent.length for extent in extents)
+            if size - data >= _WORTH_IT and data < _MOST_SPARSE:
                 table = _sparse(member, extents, size)
             else:
                 extents = [_Extent(0, size)]

@@ -1,0 +1,50 @@
+"""`pyunion export`: an image of directories becomes one of archives, for other programs.
+
+Owns that an archive has both forms in it, the OCI layout and what `docker load` reads.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from argparse import Namespace
+from contextlib import ExitStack
+
+from pyunion.branch import syscalls
+from pyunion.branch.work import remove_tree
+from pyunion.commands import given
+from pyunion.errors import ExitCode, PyunionError
+from pyunion.layers import export, oci
+from pyunion.layers.store import Store
+
+
+@given.failures_told()
+def run(arguments: Namespace) -> int:
+    dest, _, name = arguments.image.partition(":") if not os.path.isdir(arguments.image) else (arguments.image, "", "")
+    store = Store(os.fsencode(dest))
+    name = given.only_image(store, name or None)
+    epoch = given.source_date_epoch(arguments)
+    if not arguments.out.endswith(".tar"):
+        path, tag = given.layout_and_tag(arguments.out)
+        _export(store, name, oci.Layout.make(path), tag, arguments, epoch)
+        return ExitCode.OK
+    out = os.path.abspath(os.fsencode(arguments.out))
+    if os.path.lexists(out):
+        raise PyunionError(f"{arguments.out} is there already; name a new file", ExitCode.USAGE)
+    with ExitStack() as stack:
+        scratch = tempfile.mkdtemp(prefix=b".pyunion-new-", dir=os.path.dirname(out))
+        stack.callback(remove_tree, syscalls.AT_FDCWD, scratch)
+        layout = oci.Layout.make(os.path.join(scratch, b"layout"))
+        image = _export(store, name, layout, name.rpartition(":")[2], arguments, epoch)
+        archive = os.path.join(scratch, b"archive")
+        export.write_archive(layout, image, name, archive, int(time.time()) if epoch is None else epoch)
+        syscalls.renameat2(syscalls.AT_FDCWD, archive, syscalls.AT_FDCWD, out, syscalls.RENAME_NOREPLACE)
+    return ExitCode.OK
+
+
+def _export(
+    store: Store, name: str, layout: oci.Layout, tag: str, arguments: Namespace, epoch: int | None
+) -> oci.Image:
+    with layout.locked():
+        return export.export(store, name, layout, tag, arguments.compression, epoch)

@@ -1,0 +1,274 @@
+"""The members of an OCI layer become a branch: files as they are, `.wh.` names as overlayfs's marks.
+
+Owns what an archive may do. Every member is reached by the descriptor of its directory and never through a symlink, so
+that nothing outside of the branch can be met; what would lead out is refused. Parents that the archive does not name
+get the attributes that they have in the layers below, and a link to a file of these takes the file along.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from errno import EPERM
+from functools import partial
+from stat import S_IFBLK, S_IFCHR, S_IFIFO, S_ISDIR, S_ISLNK, S_ISREG
+
+from pyunion.branch import copyup, objects, syscalls
+from pyunion.branch import marks as branch_marks
+from pyunion.branch.dirs import Branch, Dir
+from pyunion.branch.work import remove_tree
+from pyunion.errors import PyunionError
+from pyunion.layers import tarreader
+from pyunion.layers.tarwriter import XATTR
+from pyunion.layers.tree import Entry, Tree
+from pyunion.union import marks
+from pyunion.union.merge import Kind
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SKIPPED_XATTRS = (b"security.selinux",)  # the label is the machine's that made the image
+_AUFS_OWN = b".wh..wh."
+
+
+class Unpacker:
+    """Fills one empty branch."""
+
+    def __init__(self, branch: Branch, below: Tree | None) -> None:
+        """`below` are the layers under it; None for the lowest."""
+        self._branch = branch
+        self._below = below
+        self._prefix = branch.xattr_prefix or marks.TRUSTED
+        self._root = os.geteuid() == 0
+        self._terms = copyup.Terms(self._prefix, sync=False, must_chown=self._root)
+        self._chain: list[Dir] = []  # the directories on the way to the last member
+        self._times: dict[bytes, int] = {}
+
+    def unpack(self, reader: tarreader.TarReader) -> None:
+        """Raises PyunionError and OSError."""
+        for member in reader:
+            try:
+                self._member(member, reader)
+            except (OSError, ValueError, OverflowError) as error:
+                why = error.strerror if isinstance(error, OSError) else str(error)
+                raise PyunionError(f"cannot unpack {member.name}: {why}") from None
+            self._branch.cache.trim()
+        for path, mtime_ns in self._times.items():
+            directory = self._find(path.split(b"/") if path else [])
+            if directory is not None:
+                objects.utime(directory.fd(), b".", mtime_ns, mtime_ns)
+            self._branch.cache.trim()
+
+    def _member(self, member: tarfile.TarInfo, reader: tarreader.TarReader) -> None:
+        names = tarreader.parts(member.name, "the name")
+        if not names:
+            if member.isdir():
+                self._dress(self._branch.root, b".", member)
+                self._times[b""] = tarreader.time_ns(member)
+            return
+        name = names.pop()
+        if any(part.startswith(marks.AUFS_PREFIX) for part in names):
+            if any(part.startswith(_AUFS_OWN) for part in names):
+                return
+            raise PyunionError(f"{member.name} lies below a mark; the archive is hostile")
+        parent = self._parent(names, member.name)
+        if name.startswith(marks.AUFS_PREFIX):
+            self._mark(parent, name, member)
+            return
+        was_whiteout = self._make_room(parent, name, member)
+        if member.isdir():
+            self._directory(parent, name, was_whiteout)
+            self._dress(parent.child(name), b".", member)
+            self._times[b"/".join([*names, name])] = tarreader.time_ns(member)
+        elif member.islnk():
+            self._hard_link(parent, name, member)
+        else:
+            self._create(parent, name, member, reader)
+            self._dress(parent, name, member)
+
+    # -- directories ----------------------------------------------------------------------------------------------
+
+    def _parent(self, names: list[bytes], member: str) -> Dir:
+        """The directory at a path, made if it is not there."""
+        known = 0
+        while known < min(len(names), len(self._chain)) and self._chain[known].name == names[known]:
+            known += 1
+        del self._chain[known:]
+        here = self._chain[-1] if self._chain else self._branch.root
+        for position in range(known, len(names)):
+            here = self._step(here, names[: position + 1], member)
+            self._chain.append(here)
+        return here
+
+    def _step(self, here: Dir, names: list[bytes], member: str) -> Dir:
+        name = names[-1]
+        st = here.stat(name)
+        kind = None if st is None else here.kind(name, st)
+        if kind is Kind.OTHER:
+            what = "symlink" if st is not None and S_ISLNK(st.st_mode) else "file"
+            raise PyunionError(f"{member} leads through a {what} of the same archive; the archive is hostile")
+        if kind is not Kind.DIRECTORY:
+            if kind is Kind.WHITEOUT:
+                os.unlink(name, dir_fd=here.fd())
+            self._directory(here, name, kind is Kind.WHITEOUT)
+            found = None if self._below is None else self._below.find(b"/".join(names))
+            if found is not None and found.is_dir:
+                copyup.dress(here.fd(), name, found.dir.fd(), found.name, found.st, self._terms)
+                self._times[b"/".join(names)] = found.st.st_mtime_ns
+        return here.child(name)
+
+    def _directory(self, parent: Dir, name: bytes, opaque: bool) -> None:
+        if parent.stat(name) is None:
+            os.mkdir(name, 0o755, dir_fd=parent.fd())
+        if opaque:
+            branch_marks.set_opaque(parent.fd(), name, self._branch)
+
+    def _find(self, names: list[bytes]) -> Dir | None:
+        here = self._branch.root
+        for name in names:
+            st = here.stat(name)
+            if st is None or not S_ISDIR(st.st_mode):
+                return None
+            here = here.child(name)
+        return here
+
+    def _make_room(self, parent: Dir, name: bytes, member: tarfile.TarInfo) -> bool:
+        """Remove what a member replaces; whether that was a whiteout."""
+        st = parent.stat(name)
+        if st is None:
+            return False
+        kind = parent.kind(name, st)
+        if kind is Kind.DIRECTORY:
+            if member.isdir():
+                return False
+            self._chain.clear()
+        remove_tree(parent.fd(), name)
+        return kind is Kind.WHITEOUT
+
+    # -- marks ----------------------------------------------------------------------------------------------------
+
+    def _mark(self, parent: Dir, name: bytes, member: tarfile.TarInfo) -> None:
+        hidden = name[len(marks.AUFS_PREFIX) :]
+        if name == marks.AUFS_OPAQUE:
+            self._opaque(parent, tarreader.time_ns(member))
+        elif name.startswith(_AUFS_OWN):
+            return  # of aufs itself, and none of the layer
+        elif hidden in (b"", b".", b".."):
+            raise PyunionError(f"{member.name} is a whiteout of no name; the archive is hostile")
+        else:
+            self._whiteout(parent, hidden, tarreader.time_ns(member))
+
+    def _opaque(self, parent: Dir, time_ns: int) -> None:
+        if self._below is None:
+            return
+        if parent.parent is not None:
+            branch_marks.set_opaque(parent.fd(), b".", self._branch)
+            return
+        for name in self._below.names(self._below.root):  # a root cannot be opaque
+            self._whiteout(parent, name, time_ns)
+
+    def _whiteout(self, parent: Dir, name: bytes, time_ns: int) -> None:
+        """It hides what is below, and nothing of this layer, whatever the order in the archive."""
+        if self._below is None:
+            return
+        st = parent.stat(name)
+        if st is None:
+            os.mknod(name, S_IFCHR, 0, dir_fd=parent.fd())
+            objects.utime(parent.fd(), name, time_ns, time_ns)
+        elif S_ISDIR(st.st_mode):
+            branch_marks.set_opaque(parent.fd(), name, self._branch)
+
+    # -- objects --------------------------------------------------------------------------------------------------
+
+    def _create(self, parent: Dir, name: bytes, member: tarfile.TarInfo, reader: tarreader.TarReader) -> None:
+        if member.issym():
+            os.symlink(member.linkname.encode("utf-8", "surrogateescape"), name, dir_fd=parent.fd())
+        elif member.isfifo():
+            os.mknod(name, S_IFIFO | 0o600, dir_fd=parent.fd())
+        elif member.isdev():
+            self._device(parent, name, member)
+        elif member.isreg():
+            self._file(parent, name, member, reader)
+        else:
+            raise PyunionError(f"{member.name} is of a type that a layer cannot have ({member.type!r})")
+
+    def _device(self, parent: Dir, name: bytes, member: tarfile.TarInfo) -> None:
+        if not self._root:
+            raise PyunionError(f"{member.name} is a device, which only root can make; import the image as root")
+        number = os.makedev(member.devmajor, member.devminor)
+        if member.ischr() and number == 0:
+            raise PyunionError(f"{member.name} is a whiteout of overlayfs, which is hostile in an archive")
+        os.mknod(name, (S_IFCHR if member.ischr() else S_IFBLK) | 0o600, number, dir_fd=parent.fd())
+
+    def _file(self, parent: Dir, name: bytes, member: tarfile.TarInfo, reader: tarreader.TarReader) -> None:
+        needed = sum(extent.length for extent in tarreader.extents(member))
+        fd = os.open(name, _NEW, 0o600, dir_fd=parent.fd())
+        try:
+            space = os.fstatvfs(fd)
+            if needed > space.f_bavail * space.f_frsize:
+                raise PyunionError(f"{member.name} has {needed} bytes, and there is not so much space")
+            for offset, data in reader.data(member):
+                view = memoryview(data)
+                while view:
+                    written = os.pwrite(fd, view, offset)
+                    offset += written
+                    view = view[written:]
+            os.ftruncate(fd, member.size)
+        finally:
+            os.close(fd)
+
+    def _hard_link(self, parent: Dir, name: bytes, member: tarfile.TarInfo) -> None:
+        target = tarreader.parts(member.linkname, f"the link {member.name} to")
+        directory = self._find(target[:-1])
+        st = None if directory is None or not target else directory.stat(target[-1])
+        if st is None:
+            found = None if self._below is None else self._below.find(b"/".join(target))
+            if found is None or found.is_dir:
+                raise PyunionError(f"{member.name} is a link to {member.linkname}, which is not there")
+            directory = self._take_along(target, found, member.name)
+        elif S_ISDIR(st.st_mode) or (directory is not None and directory.is_whiteout(target[-1], st)):
+            raise PyunionError(f"{member.name} is a link to {member.linkname}, which is no file")
+        assert directory is not None
+        os.link(target[-1], name, src_dir_fd=directory.fd(), dst_dir_fd=parent.fd(), follow_symlinks=False)
+
+    def _take_along(self, path: list[bytes], found: Entry, member: str) -> Dir:
+        """Copy a file of the layers below to its place in this one, as copy_up would."""
+        into = self._parent(path[:-1], member)
+        self._chain.clear()
+        if S_ISREG(found.st.st_mode):
+            if found.data is None:
+                raise PyunionError(f"the data of {os.fsdecode(found.name)}, to which {member} is a link, are nowhere")
+            source = objects.open_file(found.data[0].fd(), found.data[1], os.O_RDONLY)
+            try:
+                own = objects.open_file(found.dir.fd(), found.name, os.O_RDONLY)
+                try:
+                    file = copyup.Source(own, source, found.st)
+                    copyup.stage_file(into.fd(), path[-1], file, found.st.st_size, self._terms)
+                finally:
+                    os.close(own)
+            finally:
+                os.close(source)
+        else:
+            copyup.stage_other(into.fd(), path[-1], found.dir.fd(), found.name, found.st, self._terms)
+        return into
+
+    def _dress(self, directory: Dir, name: bytes, member: tarfile.TarInfo) -> None:
+        fd = directory.fd()
+        if self._root:
+            os.chown(name, member.uid, member.gid, dir_fd=fd, follow_symlinks=False)
+        if not member.issym():
+            syscalls.chmod_nofollow(fd, name, member.mode & 0o7777)
+        for record, value in member.pax_headers.items():
+            if record.startswith(XATTR):
+                key = record[len(XATTR) :].encode("utf-8", "surrogateescape")
+                self._xattr(partial(objects.set_xattr, fd, name), key, value.encode("utf-8", "surrogateescape"))
+        mtime_ns = tarreader.time_ns(member)
+        objects.utime(fd, name, mtime_ns, mtime_ns)
+
+    def _xattr(self, put: partial[None], key: bytes, value: bytes) -> None:
+        """An attribute that would be a mark is stored as one of a union inside this one."""
+        if key in _SKIPPED_XATTRS:
+            return
+        try:
+            put(marks.stored_name(key, self._prefix), value)
+        except OSError as error:
+            if error.errno != EPERM or self._root:  # a user may set user.* only
+                raise
