@@ -103,6 +103,26 @@ def _add_export(commands: _Commands) -> None:
     _add_writing(parser)
 
 
+def _add_flatten(commands: _Commands) -> None:
+    flatten = _add(commands, "flatten", "All that a union shows becomes the new directory NEW.", "")
+    flatten.add_argument("--upper", metavar="DIR")
+    _add_branches(flatten, lower_help="the lower branches, as for mount")
+    flatten.add_argument("new", metavar="NEW")
+
+
+def _add_squash(commands: _Commands) -> None:
+    squash = _add(
+        commands,
+        "squash",
+        "Several layers become the new layer NEW.",
+        "It shows the same in their place. The layers that stay below have to be named, as it hides what they have.",
+    )
+    squash.add_argument("--upper", metavar="DIR")
+    _add_branches(squash, lower_help="the layers to squash, topmost first")
+    squash.add_argument("--below", action="append", default=[], metavar="DIR[:DIR...]", help="those that stay below")
+    squash.add_argument("new", metavar="NEW")
+
+
 def _add_writing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compression", choices=("gzip", "zstd", "none"), default="gzip", help="of layers (gzip)")
     parser.add_argument(
@@ -116,4 +136,6 @@ COMMANDS: dict[str, Callable[[_Commands], None]] = {
     "commit": _add_commit,
     "import": _add_import,
     "export": _add_export,
+    "flatten": _add_flatten,
+    "squash": _add_squash,
 }

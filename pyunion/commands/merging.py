@@ -1,0 +1,58 @@
+"""What flatten and squash have in common: a new directory that layers are merged into, with progress on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from pyunion.branch import opening
+from pyunion.branch.dirs import Branch, DirCache
+from pyunion.config import split_lowers
+from pyunion.errors import ExitCode, PyunionError
+from pyunion.layers import staging
+from pyunion.layers.merge import Merge
+from pyunion.layers.tree import Tree, open_branches
+from pyunion.union import marks
+
+_MOST_OPEN = 256
+
+
+def merge(arguments: Namespace, below: Sequence[str]) -> None:
+    """--upper and --lower become the directory NEW. Raises PyunionError and OSError."""
+    own, data_only = split_lowers([os.fsencode(text) for text in arguments.lower])
+    rest, more_data = split_lowers([os.fsencode(text) for text in below], data_only)
+    if rest and data_only:
+        raise PyunionError("data-only branches come last: name them in --below", ExitCode.USAGE)
+    upper = None if arguments.upper is None else os.fsencode(arguments.upper)
+    if upper is None and not own:
+        raise PyunionError("name the layers with --lower DIR[:DIR...]", ExitCode.USAGE)
+    place = os.path.abspath(os.fsencode(arguments.new))
+    with ExitStack() as stack:
+        if upper is not None:
+            opening.lock_directory(upper, stack, shared=True)
+        prefix = marks.USER if arguments.userxattr else None
+        branches = open_branches(upper, [*own, *rest], stack, data_only=more_data, prefix=prefix)
+        under = branches.lowers[len(own) - data_only :] if rest else []
+        last = under[0].index - 1 if under else len(branches.lowers)
+        with staging.staged(place) as fd, _progress() as tell:
+            top = branches.union.root[0].branch
+            copy = Branch(0, place, fd, DirCache(_MOST_OPEN), xattr_prefix=top.xattr_prefix)
+            Merge(branches.union, Tree(under, branches.data) if under else None, last, copy, tell).run()
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[], None]]:
+    """Called for each object; shows how many there were, if anybody looks."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed} objects"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda: progress.advance(task)
