@@ -203,6 +203,7 @@ class _Upper:
                     f"{os.fsdecode(key)} says nothing to a mount that reads {os.fsdecode(self._prefix)}*; if it was "
                     f"left by another kind of mount, mount {self._way_to_read()}",
                 )
+        yield from self._protection(place, name, path)
         value = objects.get_mark(fd, name, self._prefix + marks.REDIRECT)
         if value is not None and not marks.valid_redirect(value):
             yield self._finding(
@@ -224,6 +225,17 @@ class _Upper:
                 path,
                 f"its redirect to {os.fsdecode(value)!r} leads to no directory of the lower branches, so that what was "
                 "there is missing. Mount it with the lower branches that it was made with",
+            )
+
+    def _protection(self, place: _Place, name: bytes, path: bytes) -> Iterator[Finding]:
+        key = self._prefix + marks.PROTATTR
+        value = objects.get_mark(place.dir.fd(), name, key)
+        if value is not None and not marks.protection(value):
+            yield self._finding(
+                path,
+                f"{os.fsdecode(key)} {os.fsdecode(value)!r} is none of what chattr can forbid, so that nothing is "
+                "forbidden here",
+                partial(_remove_mark, place.dir, name, key),
             )
 
     def _way_to_read(self) -> str:
@@ -281,7 +293,7 @@ def _remove_whiteout(directory: Dir, name: bytes) -> str:
 
 def _remove_mark(directory: Dir, name: bytes, key: bytes) -> str:
     objects.remove_xattr(directory.fd(), name, key)
-    return "removed the redirect"
+    return f"removed {os.fsdecode(key)}"
 
 
 def _stat(fd: int, path: bytes) -> os.stat_result | None:

@@ -22,8 +22,9 @@ from pyunion.union import marks
 _MOST_LOOKS = 50
 # Two changes within one tick of the kernel's clock may leave the same change time.
 _TICK_NS = 20_000_000
-# Marks for the mount that wrote them, and not for a layer: inode numbers and the index.
-_OF_THE_MOUNT = (marks.ORIGIN, marks.IMPURE, marks.NLINK, b"uuid")
+# Marks for the mount that wrote them, and not for a layer: inode numbers, the index, and what chattr(1) has forbidden,
+# which is read in upper only and has no place in an image.
+_OF_THE_MOUNT = (marks.ORIGIN, marks.IMPURE, marks.NLINK, marks.PROTATTR, b"uuid")
 
 
 class _Seen(NamedTuple):

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import pyunion as command
+from tests.harness.arrivals import arrival
 from tests.harness.files import append, is_whiteout, make_whiteout, mark, outcome, run, tree, write
 from tests.harness.snapshot import assert_same, snapshot
 from tests.harness.union import Union
 from tests.layers.changes import change, fill
 
-_SOUND, _FOUND, _REPAIRED, _BUSY = 0, 7, 8, 4
+_SOUND, _FOUND, _REPAIRED, _BUSY = 0, 8, 9, 4
 
 
 def check(union: Union, *options: str, status: int) -> list[str]:
@@ -57,8 +58,7 @@ def test_a_killed_daemon(pyunion: Union) -> None:
     append(pyunion.at / "other", " and more")
     os.sync()
     writer = subprocess.Popen(["sh", "-c", 'printf X >> "$0"', pyunion.at / "big"], stderr=subprocess.DEVNULL)
-    while writer.poll() is None and not any(path.is_file() for path in (pyunion.work / "work").iterdir()):
-        pass  # until the copy has begun
+    arrival(pyunion.work / "work", "#")  # the copy has begun
     pyunion.daemon.kill()
     writer.wait()
     run("umount", pyunion.at)
@@ -203,6 +203,29 @@ def test_a_file_of_the_user_stays(pyunion: Union) -> None:
     (found,) = check(pyunion, "--repair", status=_FOUND)
     assert "rename it if it is yours" in found
     assert (pyunion.top / ".wh.mine").read_text() == "words"
+
+
+@pytest.mark.parametrize("value", [b"", b"ax"], ids=["nothing", "other"])
+def test_a_protection_that_protects_nothing(pyunion: Union, value: bytes) -> None:
+    write(pyunion.top / "file", "text")
+    write(pyunion.top / "d/file")
+    for name in ("file", "d"):
+        os.setxattr(pyunion.top / name, "trusted.overlay.protattr", value)
+    found = check_and_repair(pyunion)
+    assert [line.split(": ")[0] for line in found] == [f"{pyunion.top}/{name}" for name in ("d", "file")]
+    assert mark(pyunion.top / "file", "protattr") is None
+    pyunion.mount()
+    append(pyunion.at / "file", " and more")
+
+
+def test_what_chattr_has_forbidden_is_sound(pyunion: Union) -> None:
+    write(pyunion.low / "d/file", "text")
+    pyunion.mount()
+    run("chattr", "+i", pyunion.at / "d/file")
+    run("chattr", "+a", pyunion.at / "d")
+    pyunion.unmount()
+    assert check(pyunion, "--repair", status=_SOUND) == []
+    assert (mark(pyunion.top / "d/file", "protattr"), mark(pyunion.top / "d", "protattr")) == (b"i", b"a")
 
 
 def test_the_mark_of_a_volatile_mount(pyunion: Union) -> None:

@@ -8,13 +8,15 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.cli.command import clean_environment
 from tests.cli.command import pyunion as command
-from tests.harness.files import append, make_opaque, make_whiteout, run, write
+from tests.harness.arrivals import arrival, arrivals
+from tests.harness.files import append, make_opaque, make_whiteout, mark, run, write
 from tests.harness.mounts import REPOSITORY, KernelMount, Layers
 from tests.harness.snapshot import assert_same, snapshot
 from tests.harness.union import Union
@@ -69,8 +71,11 @@ def test_what_serves_the_mount_alone_is_left_out(pyunion: Union) -> None:
     write(pyunion.low / "d/f", "f")
     pyunion.mount()
     append(pyunion.at / "d/f", "+")
+    run("chattr", "+i", pyunion.at / "d/f")
+    run("chattr", "+a", pyunion.at / "d")
     pyunion.unmount()
-    assert "trusted.overlay.origin" in os.listxattr(pyunion.top / "d/f")
+    assert mark(pyunion.top / "d/f", "origin") is not None
+    assert (mark(pyunion.top / "d/f", "protattr"), mark(pyunion.top / "d", "protattr")) == (b"i", b"a")
     commit(pyunion.top, pyunion.base / "new")
     for path in (pyunion.base / "new").rglob("*"):
         assert [key for key in os.listxattr(path) if "overlay" in key] == []
@@ -168,16 +173,10 @@ def test_what_is_not_yet_in_upper_is_in_the_layer(pyunion: Union) -> None:
 
 
 _WRITER = """
-import os, sys, time
-first, second = (open(os.path.join(sys.argv[1], name), "r+b", buffering=0) for name in ("first", "second"))
-number = 0
-while True:
-    number += 1
-    for file in (first, second):
-        os.pwrite(file.fileno(), b"%09d" % number, 0)
-    if number % 50 == 0:
-        print(flush=True)
-        time.sleep(float(sys.argv[2]))
+import itertools, os, sys
+fd = os.open(os.path.join(sys.argv[1], "first"), os.O_WRONLY)
+for number in itertools.count():
+    os.pwrite(fd, b"%09d" % number, 0)
 """
 
 
@@ -195,23 +194,26 @@ def written(union: Union) -> Union:
 
 
 def test_a_layer_is_of_one_moment(written: Union) -> None:
-    command_line = [sys.executable, "-c", _WRITER, str(written.at), "0.4"]
-    with subprocess.Popen(command_line, stdout=subprocess.PIPE) as writer:
-        assert writer.stdout is not None
-        try:
-            for number in range(3):
-                writer.stdout.readline()
-                commit(written.top, written.base / f"new{number}")
-                first, second = (
-                    int((written.base / f"new{number}" / name).read_text()[:9]) for name in ("first", "second")
-                )
-                assert first - second in (0, 1)
-        finally:
-            writer.kill()
+    """Whenever the copy of the first file begins, both are written, the first one first. There are 200 others between
+    them, so that the second one is copied later."""
+    files = [(written.at / name).open("r+b", buffering=0) for name in ("first", "second")]
+    command_line = [sys.executable, "-m", "pyunion", "commit", str(written.top), str(written.base / "new")]
+    with subprocess.Popen(command_line, cwd=REPOSITORY, env=clean_environment()) as committing, ExitStack() as stack:
+        for file in files:
+            stack.enter_context(file)
+        copy = arrival(written.base, ".pyunion-new-")
+        begun = (name for name in arrivals(copy) if name == "first")
+        for number, _ in zip(range(1, 6), begun, strict=False):
+            for file in files:
+                os.pwrite(file.fileno(), b"%09d" % number, 0)
+    assert committing.returncode == 0
+    first, second = (int((written.base / "new" / name).read_text()[:9]) for name in ("first", "second"))
+    assert first - second in (0, 1)
+    assert first, "nothing was written meanwhile, so that nothing was shown"
 
 
 def test_a_branch_that_is_written_without_a_pause_is_refused(written: Union) -> None:
-    with subprocess.Popen([sys.executable, "-c", _WRITER, str(written.at), "0"], stdout=subprocess.DEVNULL) as writer:
+    with subprocess.Popen([sys.executable, "-c", _WRITER, str(written.at)], stdout=subprocess.DEVNULL) as writer:
         try:
             done = command("commit", written.top, written.base / "new")
         finally:

@@ -17,6 +17,7 @@ import pytest
 from tests.cli.command import clean_environment
 from tests.cli.command import pyunion as command
 from tests.harness import leaks
+from tests.harness.arrivals import arrival
 from tests.harness.files import append, as_user, is_whiteout, mark, run, write
 from tests.harness.mounts import REPOSITORY, KernelMount, Layers, PyunionMount
 from tests.harness.program import copy_program
@@ -194,13 +195,13 @@ def test_an_import_that_was_killed_is_forgotten(scratch: Path) -> None:
     data = blob.read_bytes()
     blob.unlink()
     os.mkfifo(blob)
+    (scratch / "dest/layers").mkdir(parents=True)
     importing = subprocess.Popen(
         [sys.executable, "-m", "pyunion", "import", image, scratch / "dest"], cwd=REPOSITORY, env=clean_environment()
     )
     with blob.open("wb", buffering=0) as pipe:
         pipe.write(data[: len(data) * 4 // 5])
-        while not any((scratch / "dest/layers").glob(".*/f0")):
-            assert importing.poll() is None
+        arrival(arrival(scratch / "dest/layers", ".pyunion-new-"), "f0")
         importing.send_signal(signal.SIGKILL)
         importing.wait()
     blob.unlink()
