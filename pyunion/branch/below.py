@@ -93,7 +93,7 @@ def _walk(base: Dir, path: bytes, want_dir: bool) -> _Step:
         rest = tail[len(component) :]
         st = base.stat(component)
         if st is None:
-            return _Step(None, stop, path)
+            return _Step(None, stop or base.aufs_hides(component), path)
         kind = base.kind(component, st)
         if kind is Kind.WHITEOUT or (kind is Kind.DIRECTORY) != bool(want_dir or rest):
             return _Step(None, True, path)  # hidden from here on; only like merges with like

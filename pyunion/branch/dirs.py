@@ -177,6 +177,10 @@ class Dir:
         """Whether an AUFS/OCI `.wh.` mark hides the name in the layers below (branches with that option)."""
         return self.branch.aufs and self.stat(marks.AUFS_PREFIX + name) is not None
 
+    def names(self) -> list[bytes]:
+        """All names in the directory, marks among them."""
+        return os.listdir(b"/proc/self/fd/%d" % self.fd())
+
     def entries(self) -> Iterator[tuple[bytes, Kind]]:
         """The entries of the directory with their kinds, in the branch's own order."""
         fd = self.fd()

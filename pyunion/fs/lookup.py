@@ -26,6 +26,12 @@ from pyunion.union.origin import index_name
 log = logging.getLogger(__name__)
 
 
+# Up to so many layers are asked one after the other; the names in more are listed, after so many looks.
+_FEW = 4
+_LOOKS_BEFORE_LISTING = 3
+_MOST_NAMES = 1 << 16  # more than that are not kept in mind
+
+
 class Found(NamedTuple):
     """The object that a name of the union stands for."""
 
@@ -136,7 +142,7 @@ class Lookup:
     def find(self, parent: Directory, name: bytes, start: int = 0) -> Found | None:
         """The object under a name, from the layers of `parent`. The first entry from the top decides."""
         layers = parent.layers
-        for position in range(start, len(layers)):
+        for position in range(start, len(layers)) if len(layers) <= _FEW else self._positions(parent, name, start):
             layer = layers[position]
             st = layer.stat(name)
             branch = layer.branch
@@ -153,6 +159,36 @@ class Lookup:
                 return None
             return self._file(parent, position, name, st)
         return None
+
+    def _positions(self, parent: Directory, name: bytes, start: int) -> Sequence[int]:
+        """Where to look for a name among many layers: in upper, and from the first layer below on that has it.
+
+        Lower branches do not change, so it is enough to list their directories once, after some looks into them.
+        """
+        end = len(parent.layers)
+        if parent.first_below is None:
+            parent.looks += 1
+            if parent.looks == _LOOKS_BEFORE_LISTING:
+                parent.first_below = self._list_below(parent)
+        if parent.first_below is None:
+            return range(start, end)
+        above = end - len(parent.lowers)
+        first = above + parent.first_below.get(name, end)
+        return [*range(start, above), *range(max(start, first), end)]
+
+    @staticmethod
+    def _list_below(parent: Directory) -> dict[bytes, int] | None:
+        """The names in the lower layers, each with the first of these that has it or hides it; None if there are too
+        many."""
+        first: dict[bytes, int] = {}
+        for position, layer in enumerate(parent.lowers):
+            for name in layer.names():
+                first.setdefault(name, position)
+                if layer.branch.aufs and name.startswith(marks.AUFS_PREFIX):
+                    first.setdefault(name[len(marks.AUFS_PREFIX) :], position)
+            if len(first) > _MOST_NAMES:
+                return None
+        return first
 
     def _file(self, parent: Directory, position: int, name: bytes, st: os.stat_result) -> Found:
         layer = parent.layers[position]
@@ -209,7 +245,11 @@ class Lookup:
 
     def covered(self, parent: Directory, name: bytes) -> bool:
         """Whether a layer below upper shows something under the name, so that only a whiteout can hide it."""
-        for layer in parent.lowers:
+        lowers = parent.lowers
+        above = len(parent.layers) - len(lowers)
+        many = len(lowers) > _FEW
+        for position in self._positions(parent, name, above) if many else range(above, len(parent.layers)):
+            layer = parent.layers[position]
             st = layer.stat(name)
             if st is not None:
                 return not layer.is_whiteout(name, st)

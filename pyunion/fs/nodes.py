@@ -100,7 +100,7 @@ class Listing(NamedTuple):
 class Directory(Node):
     """A directory with its layers, topmost first, and those of its entries that are nodes."""
 
-    __slots__ = ("children", "layers", "listing", "redirect")
+    __slots__ = ("children", "first_below", "layers", "listing", "looks", "redirect")
 
     is_dir = True
 
@@ -110,6 +110,8 @@ class Directory(Node):
         self.redirect: bytes | None = None  # what the mark on its upper directory says
         self.children: dict[bytes, Node] = {}
         self.listing: Listing | None = None
+        self.first_below: dict[bytes, int] | None = None  # of many lower layers: which is the first to have a name
+        self.looks = 0  # into these layers, before that was known
 
     @property
     def in_upper(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -176,6 +177,54 @@ def test_a_listing_in_small_pieces_is_complete(union: Union) -> None:
     union.mount()
     listed = run("ls", "-f", union.at / "d").split()
     assert len(listed) == len(set(listed)) == 2002
+
+
+def test_what_many_layers_have_and_hide_does_not_depend_on_how_often_one_looks(union: Union) -> None:
+    """After some looks a directory of many layers is known, and only the layers that have a name are asked."""
+    look_often(union, make_whiteout)
+
+
+def test_nor_what_marks_of_aufs_hide_there(pyunion: Union) -> None:
+    pyunion.compare_with_kernel = False  # which takes them for files
+    look_often(pyunion, lambda path: write(path.with_name(f".wh.{path.name}")), "aufs")
+
+
+def look_often(union: Union, hide: Callable[[Path], object], *options: str) -> None:
+    layers = [union.base / f"layer{number}" for number in range(12)]
+    for number, layer in enumerate(layers):
+        write(layer / f"d/own{number}", str(number))
+        write(layer / f"d/sub{number % 3}/{number}")
+        write(layer / f"d/every/{number}")
+        write(layer / f"d/shared{number % 4}", str(number))
+        if number == 2:
+            for name in ("own5", "own1", "sub0", "shared3"):
+                hide(layer / "d" / name)
+    union.mount(*options, lowers=layers)
+    d = union.at / "d"
+
+    def look() -> dict[str, str]:
+        names = [f"{kind}{number}" for kind in ("own", "shared", "none") for number in range(12)]
+        return {name: (d / name).read_text() for name in names if (d / name).exists()}
+
+    own = {f"own{number}": str(number) for number in range(12) if number != 5}
+    expected = own | {"shared0": "0", "shared1": "1", "shared2": "2"}
+    for _ in range(5):
+        run("sh", "-c", "echo 2 > /proc/sys/vm/drop_caches")
+        assert look() == expected
+        assert not (d / "sub0/3").exists()
+        assert tree(d / "every") == sorted(str(number) for number in range(12))
+    (d / "own7").unlink()
+    write(d / "none3", "new")
+    (d / "own8").rename(d / "none4")
+    write(d / "own5", "again")
+    run("rm", "-r", d / "sub1")
+    (d / "sub1").mkdir()
+    expected = {name: text for name, text in expected.items() if name not in ("own7", "own8")}
+    expected |= {"none3": "new", "none4": "8", "own5": "again"}
+    for _ in range(2):
+        assert look() == expected
+        assert tree(d / "sub1") == []
+        union.remount()
 
 
 @pytest.mark.parametrize("count", [100, 500])
