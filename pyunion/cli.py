@@ -22,7 +22,8 @@ options of -o, comma separated (\\, and \\: stand for the characters in a path):
   lowerdir=A:B upperdir=U workdir=W   as --lower, --upper and --work
   lowerdir+=A                         one more lower branch, below those before it
   ro, rw                              a read-only union, whatever the branches are
-  redirect_dir=on|follow|nofollow|off whether renaming a directory of a lower branch writes a redirect
+  redirect_dir=on|follow|nofollow|off
+                                      whether renaming a directory of a lower branch writes a redirect
   metacopy=on|off                     copy up only metadata where that is enough
   index=on|off                        names of a hard-linked lower file stay one file (the default where it works)
   volatile                            no fsync of the branches, and a mark in W that stops a later mount
@@ -32,7 +33,7 @@ options of -o, comma separated (\\, and \\: stand for the characters in a path):
   writeback, nowriteback              where it cannot: let it collect writes (the default), or not
   uidmapping=STORED:SHOWN:COUNT       and gidmapping=, squash_to_uid=, squash_to_gid=, squash_to_root: owners
   fsname=NAME                         the source that mount(8) shows, as SRC
-  suid, dev, exec, atime, sync and their opposites, as for every mount
+  suid, dev, exec, atime, sync        and their opposites, as for every mount
   remount                             give the mount that is there other ones of these, or ro and rw
 What fstab and container tools add (x-*, _netdev, nofail, defaults, xino=..., context=...) is accepted, and so is what
 tunes fuse-overlayfs (fast_ino, max_threads, ...); fsync=0 is volatile without the mark.
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the return value is the exit status."""
     words = sys.argv[1:] if argv is None else argv
     try:
-        arguments = _parser().parse_args(_with_command(words))
+        arguments = make_parser().parse_args(_with_command(words))
         command = importlib.import_module(f"pyunion.commands.{arguments.command}")
         status = int(command.run(arguments))
         sys.stdout.flush()
@@ -78,7 +79,8 @@ def _with_command(words: list[str]) -> list[str]:
     return words if named or not any(word.startswith("-o") for word in words) else [*_HELPER, *words]
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """All commands with all that they take: also what shell completion and the man page are made from."""
     parser = _Parser(
         prog="pyunion",
         description="Read-only branches and one writable branch as one tree.",
@@ -89,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in _COMMANDS.values():
         add(commands)
+    parser.set_defaults(parser=parser)  # for `pyunion completion`
     return parser
 
 
@@ -179,6 +182,16 @@ def _add_units(commands: argparse._SubParsersAction[_Parser]) -> None:
     units.add_argument("--configs", metavar="DIR", default="/etc/pyunion", help="where NAME.toml are (%(default)s)")
 
 
+def _add_completion(commands: argparse._SubParsersAction[_Parser]) -> None:
+    completion = commands.add_parser(
+        "completion",
+        help="for shells: what they read to complete the words of pyunion",
+        description="Print what a shell reads to complete the words of pyunion. scripts/install puts it in its place.",
+        allow_abbrev=False,
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="%(choices)s")
+
+
 _COMMANDS: dict[str, Callable[[argparse._SubParsersAction[_Parser]], None]] = {
     "mount": _add_mount,
     "umount": _add_umount,
@@ -186,4 +199,5 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction[_Parser]], None]] = {
     "demo": _add_demo,
     "units": _add_units,
     **cli_layers.COMMANDS,
+    "completion": _add_completion,
 }

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "union": set(),
 }
 # Where a foreign module may be used; anywhere else it is a mistake.
-ONLY_IN = {"pyfuse3": {"fuse"}, "rich": {"cli", "commands"}}
+ONLY_IN = {"pyfuse3": {"fuse"}, "rich": {"cli", "commands"}, "shtab": {"commands"}}
 # The rules of the union do no I/O: they cannot import what does.
 NOT_IN_UNION = {"os", "io", "socket", "pathlib", "shutil", "subprocess", "ctypes", "fcntl", "trio", "asyncio"}
 
