@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyunion.config import LOG_LEVELS, Options, parse_options
 from pyunion.errors import ExitCode, PyunionError
@@ -92,9 +92,9 @@ def _parse(text: str, path: str) -> dict[str, Any]:
 
 def _value(key: str, value: object) -> object:
     """Raises ValueError with the rest of a sentence."""
-    if key not in _KEYS:
-        raise ValueError(f"the key {key!r} is not known; those that are: {', '.join(_KEYS)}")
-    return _KEYS[key](key, value)
+    if key not in KEYS:
+        raise ValueError(f"the key {key!r} is not known; those that are: {', '.join(KEYS)}")
+    return KEYS[key].read(key, value)
 
 
 def _path(key: str, value: object) -> bytes:
@@ -126,13 +126,22 @@ def _log_level(key: str, value: object) -> str:
     return str(value)
 
 
-_KEYS: dict[str, Callable[[str, object], object]] = {
-    "lower": _paths,
-    "upper": _path,
-    "work": _path,
-    "mountpoint": _path,
-    "options": _options,
-    "log-level": _log_level,
+class Key(NamedTuple):
+    """A key of the file. All but `read` is for its manual page."""
+
+    read: Callable[[str, object], object]
+    type: str
+    default: str
+    meaning: str
+
+
+KEYS = {
+    "lower": Key(_paths, "list of strings", "none", "the read-only branches, topmost first"),
+    "upper": Key(_path, "string", "none", "the writable branch above them all; without it the union is read-only"),
+    "work": Key(_path, "string", "none", "an empty directory on the file system of upper, needed with it"),
+    "mountpoint": Key(_path, "string", "none", "the directory on which the union appears"),
+    "options": Key(_options, "list of strings", "empty", "each as after -o, but for the branches"),
+    "log-level": Key(_log_level, "string", "info", f"how much is logged: {', '.join(LOG_LEVELS)}"),
 }
 
 

@@ -10,19 +10,26 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the exit status of `pyunion` means."""
+    """What the exit status of `pyunion` means, with a sentence for its manual page."""
 
-    OK = 0
-    FAILURE = 1  # anything that has no number of its own
-    USAGE = 2  # the command line or an option is wrong
-    BRANCH = 3  # a branch is missing, is not a directory, or overlaps another one; no whole layer of overlay2
-    BUSY = 4  # a branch or a mount is in use
-    MOUNT = 5  # cannot mount here: no /dev/fuse, no fusermount3, no such mount point
-    WORK = 6  # upper and work cannot be used together, or not in their present state
-    CONFIG = 7  # the file of --config is missing or wrong
-    FINDINGS = 8  # `pyunion check` has found faults, and they are still there
-    REPAIRED = 9  # `pyunion check --repair` has found faults and put all of them right
-    INTERRUPTED = 130  # Ctrl-C, as shells report it
+    meaning: str
+
+    OK = 0, "all is well"
+    FAILURE = 1, "anything that has no number of its own"
+    USAGE = 2, "the command line or an option is wrong"
+    BRANCH = 3, "a branch is missing, is not a directory, or overlaps another one; no whole layer of overlay2"
+    BUSY = 4, "a branch or a mount is in use"
+    MOUNT = 5, "cannot mount here: no /dev/fuse, no fusermount3, no such mount point"
+    WORK = 6, "upper and work cannot be used together, or not in their present state"
+    CONFIG = 7, "the file of --config is missing or wrong"
+    FINDINGS = 8, "check has found faults, and they are still there"
+    REPAIRED = 9, "check --repair has found faults and put all of them right"
+    INTERRUPTED = 130, "Ctrl-C, as shells report it"
+
+    def __new__(cls, value: int, meaning: str = "") -> ExitCode:
+        code = int.__new__(cls, value)
+        code._value_, code.meaning = value, meaning
+        return code
 
 
 class PyunionError(Exception):
