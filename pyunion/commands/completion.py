@@ -16,7 +16,7 @@ import shtab
 from pyunion.errors import ExitCode
 
 # What takes a value and is none of these is completed as a file. SRC is one, as `pyunion mount MNT` has no SRC.
-_DIRECTORY = {"DIR", "MNT", "SRC", "BRANCH"}
+_DIRECTORY = {"BRANCH", "DEST", "DIR", "MNT", "NEW", "SRC", "UPPER"}
 _DIRECTORIES = {"DIR[:DIR...]", "OPTIONS"}  # after each colon; and after each = of -o
 
 # shtab completes unquoted, and takes no notice that bash cuts words at : and = (COMP_WORDBREAKS): here they are joined
