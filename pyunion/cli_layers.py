@@ -48,7 +48,7 @@ def _add_check(commands: _Commands) -> None:
         "check",
         "Whether upper and work are sound.",
         "Names each fault in a sentence, and changes nothing without --repair. Nothing is lost by a repair: what\n"
-        "might be data is moved to WORK/aside, and what cannot be put right stays. Refused while it is mounted.\n"
+        "might be data is moved to WORK/aside, and what cannot be put right stays. Refused while it is mounted.\n\n"
         "exit status: 0 sound, 8 faults that are still there, 9 all faults were repaired",
     )
     check.add_argument("--upper", required=True, metavar="DIR")
