@@ -23,6 +23,20 @@ from tests.harness.files import (
 from tests.harness.union import Union
 
 
+@pytest.mark.parametrize("passthrough", ["auto", "off"])
+def test_removing_a_lower_file_copies_nothing(pyunion: Union, passthrough: str) -> None:
+    for number in range(3):
+        (pyunion.low / f"big{number}").write_bytes(os.urandom(4 << 20))
+    pyunion.mount(f"passthrough={passthrough}")
+    run("stat", *(pyunion.at / f"big{number}" for number in range(3)))
+
+    def remove() -> None:
+        run("rm", *(pyunion.at / f"big{number}" for number in range(3)))
+        run("sync", "-f", pyunion.at)
+
+    assert pyunion.daemon.bytes_moved(remove) < 1 << 20
+
+
 def test_removing_a_lower_file_leaves_a_whiteout(union: Union) -> None:
     write(union.low / "f")
     write(union.low2 / "d/g")
