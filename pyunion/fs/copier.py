@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from errno import ENOENT, EROFS
+from functools import partial
 from stat import S_ISREG
 
 from pyunion.branch import copyup, fileattr, objects
@@ -23,6 +24,7 @@ from pyunion.branch.work import Work
 from pyunion.fs.links import Links
 from pyunion.fs.locks import KeyedLock
 from pyunion.fs.nodes import Directory, File, Node, Table
+from pyunion.fs.progress import Progress, filled, reached
 from pyunion.fs.waiting import in_thread
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Copier:
         self._origins = origins
         self.metacopy = metacopy
         self.locks = KeyedLock()
+        self.progress = Progress()
         self.links = Links(index, self.directory)
 
     @property
@@ -92,6 +95,7 @@ class Copier:
         node.layers = (into.child(node.name), *node.layers)
         node.copied = bool(origin)
         node.protection = fileattr.kept(flags, work.xattr_prefix)
+        self.progress.done["directory"] += 1
 
     def _put(self, work: Work, staged: bytes, into: Dir, name: bytes, origin: bytes | None) -> None:
         """Rename a copy into place. It was there already as far as users can see: the directory's times stay."""
@@ -134,8 +138,10 @@ class Copier:
         origin = self._origin_of(file, st)
         data = None
         protection = 0
+        kind = "file"
         if not S_ISREG(st.st_mode):
             staged = work.stage(fd, name, st)
+            kind = "other"
         else:
             staged = work.temp_name()
             # no name may be left behind with the data: several are found by the index, as in _publish
@@ -146,13 +152,15 @@ class Copier:
                 if metadata_only and one and st.st_size:
                     copyup.stage_metadata(work.fd, staged, source, work.terms)
                     data = file.data or (file.dir, file.real)
+                    kind = "metadata"
                 else:
-                    await self._stage_data(work, staged, source, size)
+                    await self._stage_data(work, file, staged, source, size)
         with _discarded_on_failure(work, staged):
             self._mark_origin(work, staged, origin)
             self._publish(work, file, staged, st, origin)
         file.data = data
         file.protection = protection
+        self.progress.done[kind] += 1
 
     def _origin_of(self, file: File, st: os.stat_result) -> bytes | None:
         """The origin to store; none for one of several links that part company by their copies."""
@@ -160,12 +168,14 @@ class Copier:
             return None
         return self._origins.of(file.dir, file.real)
 
-    @staticmethod
-    async def _stage_data(work: Work, staged: bytes, source: copyup.Source, size: int | None) -> None:
+    async def _stage_data(
+        self, work: Work, file: File, staged: bytes, source: copyup.Source, size: int | None
+    ) -> None:
         wanted = source.st.st_size if size is None else min(size, source.st.st_size)
         arguments = (work.fd, staged, source, wanted, work.terms)
         if wanted:
-            await in_thread(copyup.stage_file, *arguments)
+            with self.progress.copying(file.path(), wanted, partial(reached, work.fd, staged)):
+                await in_thread(copyup.stage_file, *arguments)
         else:
             copyup.stage_file(*arguments)
 
@@ -227,7 +237,8 @@ class Copier:
             try:
                 st = os.fstat(target)
                 wanted = st.st_size if size is None else min(size, st.st_size)
-                await in_thread(copyup.copy_data, source, target, wanted)
+                with self.progress.copying(file.path(), wanted, partial(filled, target)):
+                    await in_thread(copyup.copy_data, source, target, wanted)
                 os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
                 if work.terms.sync:
                     await in_thread(os.fsync, target)
@@ -238,6 +249,7 @@ class Copier:
         with suppress(FileNotFoundError):
             branch_marks.clear_metacopy(*file.address(), file.dir.branch)
         file.data = None
+        self.progress.done["data"] += 1
         self._swap_descriptors(file)
 
 

@@ -43,6 +43,15 @@ class Node:
         """The topmost object as pyunion.branch.objects wants it."""
         raise NotImplementedError
 
+    def path(self) -> bytes:
+        """Its place in the union, with a leading slash; empty for the root. The last one, if it has no name now."""
+        names = []
+        node: Node = self
+        while node.parent is not None:
+            names.append(node.name)
+            node = node.parent
+        return b"".join(b"/" + name for name in reversed(names))
+
 
 class File(Node):
     """Anything but a directory. Its object is `real` in `dir`, or `pin`, a descriptor, once that name is gone.
