@@ -63,6 +63,11 @@ class OpenFiles:
     def __len__(self) -> int:
         return len(self._open)
 
+    def node_of(self, fd: int) -> int:
+        """The number of the file behind a handle; 0 if it is none."""
+        opened = self._open.get(fd)
+        return 0 if opened is None else opened.file.ino
+
     async def open(self, file: File, flags: int, caller: Caller) -> int:
         """Open a regular file; one that will be written is brought into upper first. Returns the handle."""
         require_open(file, flags)

@@ -348,7 +348,7 @@ EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *bu
     }
 }
 
-PyDoc_STRVAR(configure_doc, "configure(flags, opcodes, hook): before the session begins; whether libfuse was found.");
+PyDoc_STRVAR(configure_doc, "configure(flags, opcodes, hook): flags count before the session begins; whether libfuse was found.");
 static PyObject *py_configure(PyObject *module, PyObject *args)
 {
     unsigned long long flags, opcodes;

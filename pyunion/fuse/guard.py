@@ -15,6 +15,8 @@ from typing import Any
 
 import pyfuse3
 
+from pyunion.fuse import tally
+
 log = logging.getLogger(__name__)
 
 
@@ -27,27 +29,32 @@ class InFlight:
 in_flight = InFlight()
 
 
+def errno_of(error: Exception, kind: int) -> int:
+    """The errno by which a request of this kind is answered."""
+    number = error.errno if isinstance(error, OSError) else None
+    if not number:
+        log.error("%s failed; the caller gets EIO", tally.name_of(kind), exc_info=error)
+        number = EIO
+    tally.note_error(number)
+    return number
+
+
 def guarded(handler: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
     """Make a request handler, synchronous or not, into what pyfuse3 calls."""
-    name = handler.__name__
-
-    def as_fuse_error(error: Exception) -> pyfuse3.FUSEError:
-        if isinstance(error, OSError) and error.errno:
-            return pyfuse3.FUSEError(error.errno)
-        log.error("%s failed; the caller gets EIO", name, exc_info=error)
-        return pyfuse3.FUSEError(EIO)
+    kind = tally.kind_of(handler.__name__)
 
     if inspect.iscoroutinefunction(handler):
 
         @functools.wraps(handler)
         async def wrapper(*args: Any) -> Any:
+            tally.requests[kind] += 1
             in_flight.count += 1
             try:
                 return await handler(*args)
             except pyfuse3.FUSEError:
                 raise
             except Exception as error:
-                raise as_fuse_error(error) from None
+                raise pyfuse3.FUSEError(errno_of(error, kind)) from None
             finally:
                 in_flight.count -= 1
 
@@ -55,11 +62,12 @@ def guarded(handler: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, An
 
     @functools.wraps(handler)
     async def sync_wrapper(*args: Any) -> Any:
+        tally.requests[kind] += 1
         try:
             return handler(*args)
         except pyfuse3.FUSEError:
             raise
         except Exception as error:
-            raise as_fuse_error(error) from None
+            raise pyfuse3.FUSEError(errno_of(error, kind)) from None
 
     return sync_wrapper

@@ -8,7 +8,6 @@ A handler may be asynchronous: it is run at once, and gets a task only if it has
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import time
 from collections.abc import Callable, Coroutine
@@ -22,13 +21,11 @@ from pyunion.fs.listing import DOTS
 from pyunion.fs.lookup import attributes, link_count
 from pyunion.fs.nodes import ROOT, File, Node
 from pyunion.fs.waiting import quickly, rest_of
-from pyunion.fuse import layout, wire
+from pyunion.fuse import layout, tally, wire
 from pyunion.fuse.backing import Backing
-from pyunion.fuse.guard import in_flight
+from pyunion.fuse.guard import errno_of, in_flight
 from pyunion.fuse.layout import Op
 from pyunion.fuse.operations import drop_attributes, send_and_drop_pages, tell_modes
-
-log = logging.getLogger(__name__)
 
 _RETRY_COPY = 1 << 30  # copy_file_range(2) may copy less; the caller asks again for the rest
 _SETID = S_ISUID | S_ISGID
@@ -104,6 +101,7 @@ class RawRequests:
 
     def hook(self, opcode: int, unique: int, node: int, uid: int, gid: int, pid: int, body: bytes) -> Reply:
         """Called by the extension for each request with one of our opcodes. True: a task will reply."""
+        tally.requests[opcode] += 1
         try:
             handler = self._of_node.get(opcode)
             if handler is not None:
@@ -114,18 +112,19 @@ class RawRequests:
                 return answer  # type: ignore[return-value]
             done = quickly(answer)
         except Exception as error:
-            return _errno_of(error, opcode)
+            return errno_of(error, opcode)
         if done is not None:
             return done.result  # type: ignore[no-any-return]
         in_flight.count += 1  # from here on, and not only when the task begins: until then trio has to run
-        self._start(self._finish, opcode, unique, answer)
+        self._start(self.finish, opcode, unique, answer)
         return True
 
-    async def _finish(self, opcode: int, unique: int, handler: Coroutine[Any, Any, Reply]) -> None:
+    async def finish(self, opcode: int, unique: int, handler: Coroutine[Any, Any, Reply]) -> None:
+        """The task of a request that has to wait."""
         try:
             wire.reply(unique, await rest_of(handler))
         except Exception as error:
-            wire.reply(unique, _errno_of(error, opcode))
+            wire.reply(unique, errno_of(error, opcode))
         finally:
             in_flight.count -= 1
 
@@ -396,10 +395,3 @@ class RawRequests:
     async def _removexattr(self, number: int, body: bytes) -> bytes:
         await self._fs.attributes.remove_xattr(self._nodes[number], body[:-1])
         return b""
-
-
-def _errno_of(error: Exception, opcode: int) -> int:
-    if isinstance(error, OSError) and error.errno:
-        return error.errno
-    log.error("%s failed; the caller gets EIO", Op(opcode).name, exc_info=error)
-    return errno.EIO

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from errno import EBUSY, EINVAL
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from pyunion.fuse import readiness, wire
 from pyunion.fuse.backing import Backing
 from pyunion.fuse.operations import Operations
 from pyunion.fuse.rawops import RawRequests
+from pyunion.fuse.recording import Recording
 from pyunion.notify import Listener
 from pyunion.unmounting import unmount
 
@@ -58,15 +59,18 @@ class Session:
         self._tasks: trio.Nursery | None = None
         self._is_unmounted = False  # where we see it
         backing = Backing(fs.files, wire.session_fd)
+        operations = Operations(fs)
         raw = RawRequests(fs, backing, self._start_task)
-        wire.configure(raw.opcodes, raw.hook, passthrough=fs.settings.passthrough)
+        hand_to = partial(wire.configure, raw.opcodes, passthrough=fs.settings.passthrough)
+        hand_to(raw.hook)
+        self.recording = Recording(fs, operations, raw, hand_to)
         options = {f"fsname={fsname}", "subtype=pyunion", "default_permissions", *flags}
         if os.geteuid() == 0:
             options.add("allow_other")
         if read_only:
             options.add("ro")
         try:
-            pyfuse3.init(Operations(fs), os.fsdecode(mountpoint), options)
+            pyfuse3.init(operations, os.fsdecode(mountpoint), options)
         except RuntimeError:
             raise PyunionError(
                 f"cannot mount on {os.fsdecode(mountpoint)}: the kernel or fusermount3 refused; "
@@ -74,12 +78,15 @@ class Session:
                 ExitCode.MOUNT,
             ) from None
 
-    async def serve(self, listener: Listener) -> None:
-        """Answer requests until the mount ends, and tell the listener when it answers, lives and ends."""
+    async def serve(self, listener: Listener, *services: Callable[[], Awaitable[None]]) -> None:
+        """Answer requests until the mount ends, and tell the listener when it answers, lives and ends. `services` run
+        meanwhile."""
         async with trio.open_nursery() as nursery:
             self._tasks = nursery
             await nursery.start(self._handle_signals, listener)
             nursery.start_soon(self._announce, listener)
+            for service in services:
+                nursery.start_soon(service)
             if listener.ping_s is not None:
                 nursery.start_soon(self._ping, listener, listener.ping_s)
             await pyfuse3.main(min_tasks=_TASKS, max_tasks=_TASKS)

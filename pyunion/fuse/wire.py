@@ -60,9 +60,10 @@ _wire: Any = _load()
 
 
 def configure(opcodes: frozenset[int], hook: Hook, *, passthrough: bool) -> bool:
-    """Before the session begins: hand the requests with these opcodes to `hook`. Whether the extension is there.
+    """Hand the requests with these opcodes to `hook` from now on. Whether the extension is there.
 
-    With `passthrough`, if the kernel has it, there is no writeback cache.
+    The first time has to come before the session begins, as that is when the kernel is asked for what we want. With
+    `passthrough`, if the kernel has it, there is no writeback cache.
     """
     wanted = _WANTED | Init.PASSTHROUGH if passthrough else _WANTED
     return _wire is not None and bool(_wire.configure(wanted, sum(1 << code for code in opcodes), hook))
