@@ -1,4 +1,5 @@
-"""What a running mount says of itself: its configuration, in a nameless file that the daemon holds open.
+"""What a running mount says of itself, in a nameless file that it holds open: its configuration, and which other
+descriptors are its branches and its control socket.
 
 Owns the form of it. It needs no directory, only those may read it who may look into the daemon, and it is gone with the
 daemon however that ends. Knows no mount table.
@@ -17,11 +18,13 @@ from pyunion.config import MountConfig
 _NAME = "pyunion-mount"
 
 
-def publish(config: MountConfig) -> int:
-    """The descriptor that the daemon keeps open."""
+def publish(config: MountConfig, **daemon: Any) -> int:
+    """The descriptor that the daemon keeps open. Beside the fields of the configuration, under `daemon`, it says the
+    descriptors of the roots of all `branches`, topmost first, and of the `index`; the `xattr_prefix` of marks; and
+    `control`, see pyunion/control/address.py."""
     fd = os.memfd_create(_NAME)
     with open(fd, "w", encoding="ascii", closefd=False) as file:
-        json.dump(plain(asdict(config)), file)
+        json.dump(plain(asdict(config)) | {"daemon": daemon}, file)
     return fd
 
 

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     try:
         arguments = make_parser().parse_args(_with_command(words))
-        command = importlib.import_module(f"pyunion.commands.{arguments.command}")
+        command = importlib.import_module(f"pyunion.commands.{arguments.command.replace('-', '_')}")
         status = int(command.run(arguments))
         sys.stdout.flush()
         return status
@@ -133,6 +133,7 @@ def _add_mount(commands: argparse._SubParsersAction[_Parser]) -> None:
     mount.add_argument("--foreground", action="store_true", help="stay; so does a service that sets NOTIFY_SOCKET")
     mount.add_argument("--log-file", metavar="FILE", help="log there instead of to stderr or the system's log")
     mount.add_argument("--log-level", choices=LOG_LEVELS, help="the default is info")
+    mount.add_argument("--metrics", metavar="HOST:PORT", help="serve Prometheus metrics there (port 0: a free one)")
     helper = mount.add_argument_group("as mount(8) and podman call it", "Without an effect: -n, -t TYPE and -v.")
     helper.add_argument(
         "--helper", action="store_true", help="never stay by NOTIFY_SOCKET; and -o aufs, if there is no SRC (podman)"
@@ -176,6 +177,43 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     demo.add_argument("--keep", action="store_true", help="leave it mounted")
 
 
+def _add_status(commands: argparse._SubParsersAction[_Parser]) -> None:
+    status = commands.add_parser(
+        "status", help="how the mounted unions, or one of them, are doing", allow_abbrev=False
+    )
+    status.add_argument("mountpoint", nargs="?", metavar="MNT")
+    status.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_top(commands: argparse._SubParsersAction[_Parser]) -> None:
+    top = commands.add_parser(
+        "top",
+        help="what a union is busy with, second by second",
+        description="Requests by kind with their latency, and the busiest paths and processes. What takes time to "
+        "record is recorded only while this runs.",
+        allow_abbrev=False,
+    )
+    top.add_argument("mountpoint", metavar="MNT")
+    top.add_argument("--interval", type=_seconds, default=2.0, metavar="S", help="between two reports; 2 by default")
+    top.add_argument("--once", action="store_true", help="one report, after one interval")
+    top.add_argument("--json", action="store_true", help="for programs: a line for each report")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 60:
+        raise argparse.ArgumentTypeError("from 0.1 to 60 seconds")
+    return value
+
+
+def _add_log_level(commands: argparse._SubParsersAction[_Parser]) -> None:
+    level = commands.add_parser(
+        "log-level", help="say or change how much a running mount logs", allow_abbrev=False
+    )
+    level.add_argument("mountpoint", metavar="MNT")
+    level.add_argument("level", nargs="?", choices=LOG_LEVELS, metavar="LEVEL")
+
+
 def _add_units(commands: argparse._SubParsersAction[_Parser]) -> None:
     units = commands.add_parser("units", help="for systemd: which mounts the services need", allow_abbrev=False)
     units.add_argument("directory", metavar="DIR", help="where to write drop-ins, as systemd tells its generators")
@@ -196,6 +234,9 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction[_Parser]], None]] = {
     "mount": _add_mount,
     "umount": _add_umount,
     "info": _add_info,
+    "status": _add_status,
+    "top": _add_top,
+    "log-level": _add_log_level,
     "demo": _add_demo,
     "units": _add_units,
     **cli_layers.COMMANDS,

@@ -42,6 +42,7 @@ class MountConfig:
     owners: Owners = NOT_MAPPED
     log_level: str = "info"
     log_file: bytes | None = None
+    metrics: str | None = None  # HOST:PORT on which Prometheus finds them
     data_only: int = 0  # so many of the last lower branches hold nothing but the data of metadata-only copies
     notes: tuple[str, ...] = ()  # sentences about options that were accepted and do nothing
 
@@ -193,6 +194,7 @@ def make_config(
     foreground: bool = False,
     log_level: str = "info",
     log_file: bytes | None = None,
+    metrics: str | None = None,
 ) -> MountConfig:
     """Put the switches of the command line and the -o lists together, and refuse what does not go together.
 
@@ -216,6 +218,7 @@ def make_config(
         foreground=foreground,
         log_level=log_level,
         log_file=log_file,
+        metrics=metrics,
         notes=tuple(options.notes),
         **options.switches,
     )
@@ -230,6 +233,8 @@ def _check_combination(config: MountConfig) -> None:
         raise _usage("--upper needs --work: an empty directory on the same file system, outside of the upper branch")
     if config.work is not None and config.upper is None:
         raise _usage("--work is of no use without --upper; name both, or neither for a read-only union")
+    if config.metrics is not None and not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):\d{1,5}", config.metrics):
+        raise _usage(f"--metrics takes HOST:PORT, as 127.0.0.1:9300 or [::1]:9300, and '{config.metrics}' is none")
     if config.metacopy and not config.redirect_dir:
         raise _usage("metacopy=on needs redirect_dir=on, as a renamed file finds its data by a redirect")
 

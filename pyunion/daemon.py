@@ -24,7 +24,12 @@ from pyunion.branch.index import Index, make_index_directory, open_index_directo
 from pyunion.branch.probe import UpperFeatures, probe_upper
 from pyunion.branch.work import Work
 from pyunion.config import MountConfig
+from pyunion.control import address
+from pyunion.control.facts import Facts
+from pyunion.control.server import Server
 from pyunion.fs.filesystem import FileSystem, Settings
+from pyunion.fuse import wire
+from pyunion.fuse.backing import Backing
 from pyunion.fuse.session import Session
 from pyunion.notify import Listener
 from pyunion.union import marks
@@ -41,22 +46,42 @@ def serve(config: MountConfig, listener: Listener) -> None:
     os.umask(0)  # modes come from the callers
     limit = _raise_descriptor_limit()
     with ExitStack() as stack:
-        _publish(config, stack)
         cache = DirCache(min(limit // 4, _MOST_CACHED_DIRS))
         fs = _build(config, cache, stack)
         stack.callback(fs.files.close_all)
-        session = Session(
-            fs, config.mountpoint, config.fsname, config.mount_flags, config.read_only or config.upper is None
-        )
+        backing = Backing(fs.files, wire.session_fd)
+        control, published = address.listen(stack)
+        facts = Facts(config, fs, backing)
+        if config.metrics is not None:
+            facts.metrics = _serve_metrics(config.metrics, facts, stack)
+        _publish(config, fs, published, stack)
+        read_only = config.read_only or config.upper is None
+        session = Session(fs, backing, config.mountpoint, config.fsname, config.mount_flags, read_only)
         stack.callback(session.close)
-        trio.run(session.serve, listener)
+        server = Server(control, session.recording, facts.status, fs.settings.owners.uids.overflow)
+        trio.run(session.serve, listener, server.serve)
 
 
-def _publish(config: MountConfig, stack: ExitStack) -> None:
-    """Say what is mounted, and on SIGUSR1 read there what a remount has changed: the level of the log."""
-    fd = board.publish(config)
+def _publish(config: MountConfig, fs: FileSystem, control: address.Published, stack: ExitStack) -> None:
+    """Say what is mounted and where everything is, and on SIGUSR1 read there what a remount has changed: the level of
+    the log."""
+    roots = [layer.fd() for layer in (*fs.table.root.layers, *fs.lookup.data_layers)]
+    index = fs.lookup.index
+    fd = board.publish(
+        config,
+        branches=roots,
+        index=None if index is None else index.dir.fd(),
+        xattr_prefix=os.fsdecode(fs.settings.xattr_prefix),
+        control=control,
+    )
     stack.callback(os.close, fd)
     signal.signal(signal.SIGUSR1, lambda *_: logs.set_level(board.published(fd)["log_level"]))
+
+
+def _serve_metrics(wanted: str, facts: Facts, stack: ExitStack) -> str:
+    from pyunion.control import metrics  # prometheus_client is for those who ask for it
+
+    return metrics.serve(wanted, facts, stack)
 
 
 class _Top(NamedTuple):

@@ -17,6 +17,7 @@ class Mounted:
     mount_id: int
     parent_id: int
     device: int
+    root: bytes  # which part of the file system it shows
     point: bytes
     fstype: str
     source: bytes
@@ -33,6 +34,16 @@ def topmost_at(point: bytes) -> Mounted | None:
     """What is mounted at exactly this path; the visible one of several."""
     at_point = [mount for mount in read() if mount.point == point]
     return at_point[-1] if at_point else None
+
+
+def above(path: bytes) -> Mounted | None:
+    """What an absolute path without symlinks and dots lies in: the mount whose point is the longest part of it."""
+    best = None
+    for mount in read():
+        point = mount.point.rstrip(b"/") + b"/"
+        if (path + b"/").startswith(point) and (best is None or len(mount.point) >= len(best.point)):
+            best = mount
+    return best
 
 
 def mount_id(fd: int) -> int:
@@ -52,6 +63,7 @@ def _parse(line: bytes) -> Mounted:
         mount_id=int(fields[0]),
         parent_id=int(fields[1]),
         device=os.makedev(int(major), int(minor)),
+        root=_unescape(fields[3]),
         point=_unescape(fields[4]),
         fstype=os.fsdecode(fields[dash + 1]),
         source=_unescape(fields[dash + 2]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,15 @@ def pyunion(scratch: Path, _can_mount: None) -> Iterator[Union]:
     made = Union(scratch, "pyunion")
     yield made
     made.clean_up()
+
+
+@pytest.fixture
+def bare(pyunion: Union) -> Union:
+    """A union whose daemon runs from a copy of the package in which the extension was not built."""
+    copy = pyunion.base / "bare"
+    shutil.copytree(REPOSITORY / "pyunion", copy / "pyunion", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    pyunion.daemon.package_at = copy
+    return pyunion
 
 
 @pytest.fixture(scope="session")

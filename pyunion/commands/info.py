@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from pyunion import __version__, mountinfo, preflight
 from pyunion.branch import opening, syscalls
 from pyunion.branch.probe import UpperFeatures, look, probe_upper
+from pyunion.commands.quantities import size
 from pyunion.errors import ExitCode, PyunionError, printable
 
 # Facts by name, in the order in which they are shown. A number is one of bytes.
@@ -217,14 +218,5 @@ def _lines(value: str | bool | int | list[str]) -> Iterable[str]:
     if isinstance(value, bool):
         return ["yes" if value else "no"]
     if isinstance(value, int):
-        return [_size(value)]
+        return [size(value)]
     return [value] if isinstance(value, str) else value
-
-
-def _size(number: int) -> str:
-    size = float(number)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} TiB"

@@ -33,6 +33,10 @@ class Backing:
         self._ids: dict[int, int] = {}  # by node
         self.granted = False
 
+    def __len__(self) -> int:
+        """How many files are being passed through."""
+        return len(self._ids)
+
     def __contains__(self, ino: int) -> bool:
         """Whether a node is being passed through."""
         return ino in self._ids

@@ -51,14 +51,19 @@ class Session:
     """One mount, from mount(2) to its end."""
 
     def __init__(
-        self, fs: FileSystem, mountpoint: bytes, fsname: str, flags: Sequence[str], read_only: bool
+        self,
+        fs: FileSystem,
+        backing: Backing,
+        mountpoint: bytes,
+        fsname: str,
+        flags: Sequence[str],
+        read_only: bool,
     ) -> None:
         self._fs = fs
         self._mountpoint = mountpoint
         self._wait = readiness.install()
         self._tasks: trio.Nursery | None = None
         self._is_unmounted = False  # where we see it
-        backing = Backing(fs.files, wire.session_fd)
         operations = Operations(fs)
         raw = RawRequests(fs, backing, self._start_task)
         hand_to = partial(wire.configure, raw.opcodes, passthrough=fs.settings.passthrough)

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from tests.harness.mounts import REPOSITORY
 
-_NEEDED = ("pyfuse3", "trio", "outcome", "sniffio", "sortedcontainers", "attr", "attrs", "idna")
+_NEEDED = (
+    *("pyfuse3", "trio", "outcome", "sniffio", "sortedcontainers", "attr", "attrs", "idna"),
+    *("rich", "markdown_it", "mdurl", "pygments"),
+)
 
 
 def copy_program(to: Path) -> str:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.harness.files import append, as_user, outcome, run, tree, write
-from tests.harness.mounts import REPOSITORY
 from tests.harness.union import Union
 
 _AT_FDCWD = -100
@@ -34,15 +32,6 @@ def link_open_file(fd: int, path: Path) -> None:
     source = b"/proc/self/fd/%d" % fd
     if _libc.linkat(_AT_FDCWD, source, _AT_FDCWD, os.fsencode(path), _AT_SYMLINK_FOLLOW) < 0:
         raise OSError(ctypes.get_errno(), "linkat")
-
-
-@pytest.fixture
-def bare(pyunion: Union) -> Union:
-    """A union whose daemon runs from a copy of the package in which the extension was not built."""
-    copy = pyunion.base / "bare"
-    shutil.copytree(REPOSITORY / "pyunion", copy / "pyunion", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    pyunion.daemon.package_at = copy
-    return pyunion
 
 
 def test_the_tests_run_with_the_extension(pyunion: Union) -> None:

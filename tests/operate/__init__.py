@@ -1,0 +1,1 @@
+"""Operating a running mount: its commands, its control socket, its metrics."""
