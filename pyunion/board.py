@@ -28,37 +28,15 @@ def publish(config: MountConfig, **daemon: Any) -> int:
     return fd
 
 
-def published(fd: int) -> dict[str, Any]:
-    """What a descriptor of publish() says now."""
-    return dict(json.loads(os.pread(fd, os.fstat(fd).st_size, 0)))
-
-
 def read(pid: int) -> dict[str, Any] | None:
     """What the daemon `pid` has published; None if it is none of ours, or too old to do so. Raises OSError."""
-    path = _path_of(pid)
-    if path is None:
-        return None
-    with open(path, "rb") as file:
-        return published(file.fileno())
-
-
-def _path_of(pid: int) -> str | None:
     folder = f"/proc/{pid}/fd"
     for fd in os.listdir(folder):
         with contextlib.suppress(FileNotFoundError):
             if os.readlink(f"{folder}/{fd}") == f"/memfd:{_NAME} (deleted)":
-                return f"{folder}/{fd}"
+                with open(f"{folder}/{fd}", encoding="ascii") as file:
+                    return dict(json.load(file))
     return None
-
-
-def rewrite(pid: int, **changes: Any) -> None:
-    """Change fields in what the daemon `pid` has published; it has to be told to look. Raises OSError."""
-    said = read(pid)
-    path = _path_of(pid)
-    if said is not None and path is not None:
-        with open(path, "r+", encoding="ascii") as file:
-            json.dump(said | plain(changes), file)
-            file.truncate()
 
 
 def plain(fields: dict[str, Any]) -> dict[str, Any]:

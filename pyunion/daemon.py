@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import signal
 from contextlib import ExitStack
 from typing import NamedTuple
 
 import trio
 
-from pyunion import board, logs, mountinfo
+from pyunion import board, mountinfo
 from pyunion.branch import opening, syscalls
 from pyunion.branch.copyup import Terms
 from pyunion.branch.dirs import Branch, DirCache
@@ -63,8 +62,7 @@ def serve(config: MountConfig, listener: Listener) -> None:
 
 
 def _publish(config: MountConfig, fs: FileSystem, control: address.Published, stack: ExitStack) -> None:
-    """Say what is mounted and where everything is, and on SIGUSR1 read there what a remount has changed: the level of
-    the log."""
+    """Say what is mounted, and where commands find the rest."""
     roots = [layer.fd() for layer in (*fs.table.root.layers, *fs.lookup.data_layers)]
     index = fs.lookup.index
     fd = board.publish(
@@ -75,7 +73,6 @@ def _publish(config: MountConfig, fs: FileSystem, control: address.Published, st
         control=control,
     )
     stack.callback(os.close, fd)
-    signal.signal(signal.SIGUSR1, lambda *_: logs.set_level(board.published(fd)["log_level"]))
 
 
 def _serve_metrics(wanted: str, facts: Facts, stack: ExitStack) -> str:

@@ -8,13 +8,13 @@ again, and a service its whole file.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from dataclasses import asdict
 from typing import Any
 
 from pyunion import board, mountinfo, users
 from pyunion.config import MountConfig, Options
+from pyunion.control import client
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.mountinfo import Mounted
 from pyunion.union.ids import NOT_MAPPED, Owners
@@ -37,9 +37,8 @@ def run(
     shown = os.fsdecode(mountpoint)
     if mount is None or mount.fstype != "fuse.pyunion":
         raise PyunionError(f"cannot remount {shown}: no union is mounted there; leave out remount", ExitCode.MOUNT)
-    daemon = users.daemon_of(mount)
-    running = _published(daemon)
-    if daemon is None or running is None:
+    running = _published(users.daemon_of(mount))
+    if running is None:
         raise PyunionError(f"cannot remount {shown}: its daemon does not answer for it; unmount it", ExitCode.MOUNT)
     _check_unchanged(_wanted(options) if whole is None else _all_of(whole), running, shown)
     read_only = options.switches.get("read_only", False) if whole is None else whole.read_only or whole.upper is None
@@ -51,9 +50,9 @@ def run(
     if not dry:
         _apply(mount, read_only, options)
         level = log_level if whole is None else whole.log_level
-        if level not in (None, running["log_level"]):
-            board.rewrite(daemon, log_level=level)
-            os.kill(daemon, signal.SIGUSR1)
+        if level is not None:
+            with client.Connection(mount) as connection:
+                connection.ask("log-level", level=level)
     return ExitCode.OK
 
 

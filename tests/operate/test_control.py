@@ -240,6 +240,14 @@ def test_the_log_level_changes_at_run_time(union: Union) -> None:
     assert told("status", union.at)["log_level"] == "debug"
 
 
+def test_a_remount_changes_it_too(union: Union) -> None:
+    assert run_pyunion("log-level", union.at, "debug").returncode == 0
+    assert run_pyunion("mount", "-o", "remount", "--log-level", "warning", union.at).returncode == 0
+    assert run_pyunion("log-level", union.at).stdout == "warning\n"
+    assert run_pyunion("mount", "-o", "remount", union.at).returncode == 0
+    assert run_pyunion("log-level", union.at).stdout == "warning\n"
+
+
 def test_an_unknown_log_level(union: Union) -> None:
     done = run_pyunion("log-level", union.at, "loud")
     assert done.returncode == ExitCode.USAGE

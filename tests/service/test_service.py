@@ -91,8 +91,10 @@ def test_what_can_change_is_reloaded(machine: Machine, service: Service) -> None
 def test_the_log_level_is_reloaded(machine: Machine, service: Service, before: str, after: str) -> None:
     service.say(log_level=before)
     service.start()
+    assert machine.succeed("pyunion", "log-level", service.point) == before
     service.say(log_level=after)
     machine.succeed("systemctl", "reload", service.unit)
+    assert machine.succeed("pyunion", "log-level", service.point) == after
     service.stop()
     messages = {entry["MESSAGE"] for entry in service.entries()}
     at_start = [message for message in messages if message.startswith("granted by the kernel")]
