@@ -214,6 +214,25 @@ def _add_log_level(commands: argparse._SubParsersAction[_Parser]) -> None:
     level.add_argument("level", nargs="?", choices=LOG_LEVELS, metavar="LEVEL")
 
 
+def _add_which(commands: argparse._SubParsersAction[_Parser]) -> None:
+    which = commands.add_parser(
+        "which",
+        help="which branch a path of a union comes from, and what hides what",
+        description="Which branch each PATH of a union comes from, and what every branch has there. The exit status is "
+        "1 if the union does not show one of them.",
+        allow_abbrev=False,
+    )
+    which.add_argument("paths", nargs="+", metavar="PATH", help="below a mount point; it need not exist")
+    which.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_tree(commands: argparse._SubParsersAction[_Parser]) -> None:
+    tree = commands.add_parser("tree", help="draw a union, and where each part comes from", allow_abbrev=False)
+    tree.add_argument("mountpoint", metavar="MNT")
+    tree.add_argument("directory", nargs="?", default="", metavar="DIR", help="draw this directory of the union only")
+    tree.add_argument("--depth", type=int, metavar="N", help="draw so many levels")
+
+
 def _add_units(commands: argparse._SubParsersAction[_Parser]) -> None:
     units = commands.add_parser("units", help="for systemd: which mounts the services need", allow_abbrev=False)
     units.add_argument("directory", metavar="DIR", help="where to write drop-ins, as systemd tells its generators")
@@ -237,6 +256,8 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction[_Parser]], None]] = {
     "status": _add_status,
     "top": _add_top,
     "log-level": _add_log_level,
+    "which": _add_which,
+    "tree": _add_tree,
     "demo": _add_demo,
     "units": _add_units,
     **cli_layers.COMMANDS,

@@ -53,6 +53,11 @@ def open_upper(
     else:
         fd = open_directory(path)
         stack.callback(os.close, fd)
+    return upper_branch(path, fd, cache, xattr_prefix)
+
+
+def upper_branch(path: bytes, fd: int, cache: DirCache, xattr_prefix: bytes | None) -> Branch:
+    """The upper branch by a descriptor of its root."""
     branch = Branch(0, path, fd, cache, is_upper=True, xattr_prefix=xattr_prefix)
     _read_root_mark(branch)
     return branch
@@ -76,9 +81,29 @@ def open_lowers(
     data_only: int = 0,
 ) -> list[Branch]:
     """The lower branches, topmost first, the last `data_only` of them for data only; `stack` closes them."""
-    last = len(paths) - data_only - 1
+    return lower_branches(
+        list(zip(paths, open_readonly(paths, stack), strict=True)),
+        cache,
+        first_index=first_index,
+        xattr_prefix=xattr_prefix,
+        aufs=aufs,
+        data_only=data_only,
+    )
+
+
+def lower_branches(
+    opened: Sequence[tuple[bytes, int]],
+    cache: DirCache,
+    *,
+    first_index: int,
+    xattr_prefix: bytes,
+    aufs: bool,
+    data_only: int,
+) -> list[Branch]:
+    """The lower branches by their paths and descriptors of their roots."""
+    last = len(opened) - data_only - 1
     branches = []
-    for number, (path, fd) in enumerate(zip(paths, open_readonly(paths, stack), strict=True)):
+    for number, (path, fd) in enumerate(opened):
         branch = Branch(
             first_index + number,
             path,

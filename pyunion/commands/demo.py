@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pyunion.commands import drawing
 from pyunion.errors import ExitCode
 from pyunion.union import marks
 
@@ -29,7 +30,8 @@ _LOWERS = {
     "tools": {"bin/hi": "hi 2.0", "bin/make": "make 4.4"},
     "base": {"etc/motd": "hello, base", "etc/hosts": "localhost", "bin/hi": "hi 1.0", "doc/faq": "42"},
 }
-_COLOURS = {"upper": "yellow", "site": "green", "tools": "cyan", "base": "magenta"}
+_COLOURS = {"upper": drawing.colour(0, is_upper=True)}
+_COLOURS |= {name: drawing.colour(number, is_upper=False) for number, name in enumerate(_LOWERS)}
 
 _MOUNT = ["mount", "--lower", ":".join(_LOWERS), "--upper", "upper", "--work", "work", "merged"]
 _UMOUNT = ["umount", "merged"]
@@ -69,12 +71,11 @@ _MERGED = {
     "help": "dir",
     "help/faq": "42",
 }
-_WHITEOUT = "(whiteout)"
 _UPPER = {
     "bin": "dir",
     "bin/ed": "new",
-    "bin/make": _WHITEOUT,
-    "doc": _WHITEOUT,
+    "bin/make": drawing.WHITEOUT,
+    "doc": drawing.WHITEOUT,
     "etc": "dir",
     "etc/hosts": "localhost\n10.0.0.7",
     "help": "dir, is doc",
@@ -82,7 +83,7 @@ _UPPER = {
 
 
 def run(arguments: Namespace) -> int:
-    return _Demo(Path(tempfile.mkdtemp(prefix="pyunion-demo-")), Console(highlight=False)).run(arguments.keep)
+    return _Demo(Path(tempfile.mkdtemp(prefix="pyunion-demo-")), drawing.console()).run(arguments.keep)
 
 
 class _Demo:
@@ -163,8 +164,7 @@ class _Demo:
         self._say(f"$ {command}", style="bold")
 
     def _say(self, text: str, style: str = "none", end: str = "\n") -> None:
-        """Lines as they are: neither wrapped, so that paths can be copied, nor read as rich's markup."""
-        self._console.print(text, style=style, end=end, markup=False, soft_wrap=True)
+        drawing.say(self._console, text, style, end)
 
 
 def _contents(top: Path) -> dict[str, str]:
@@ -177,7 +177,7 @@ def _content(path: Path) -> str:
         redirect = _mark(path, marks.REDIRECT)
         return "dir" if redirect is None else f"dir, is {os.fsdecode(redirect).strip('/')}"
     if path.is_char_device() or _mark(path, marks.WHITEOUT) is not None:
-        return _WHITEOUT
+        return drawing.WHITEOUT
     return path.read_text().rstrip("\n")
 
 
@@ -200,9 +200,9 @@ def _table(contents: dict[str, dict[str, str]]) -> Table:
 
 def _cell(branch: str, content: str, contents: dict[str, dict[str, str]]) -> Text:
     """In the colour of the branch that it comes from, and dim where the union does not show it."""
-    if content == _WHITEOUT:
-        return Text(content, style=f"{_COLOURS[branch]} bold reverse")
+    if content == drawing.WHITEOUT:
+        return Text(content, drawing.style(_COLOURS[branch], whiteout=True))
     if branch == "merged" and not content.startswith("dir"):
         branch = next((name for name in _COLOURS if content in contents[name].values()), branch)
     hidden = content not in contents["merged"].values() and not content.startswith("dir")
-    return Text(content, style=f"{_COLOURS.get(branch, 'none')} {'dim' if hidden else ''}")
+    return Text(content, drawing.style(_COLOURS.get(branch), hidden=hidden))

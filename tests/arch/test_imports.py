@@ -24,10 +24,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli_layers": set(),
     "commands": {
         *("background", "board", "branch", "config", "configfile", "control", "daemon", "dockerlayer"),
-        *("layers", "logs"),
-        *("mountinfo", "notify", "preflight", "union", "unmounting", "users"),
+        *("layers", "logs", "mountinfo", "notify", "preflight", "survey", "union", "unmounting", "users"),
     },
     "control": {"board", "branch", "config", "fs", "fuse", "logs", "mountinfo", "users"},
+    "survey": {"branch", "fs", "union"},
     "daemon": {"board", "branch", "config", "control", "fs", "fuse", "logs", "mountinfo", "notify", "union"},
     "configfile": {"config"},
     "background": {"config", "logs", "notify"},

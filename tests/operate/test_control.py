@@ -89,7 +89,7 @@ def test_another_user_is_told_that_the_mount_is_not_his(union: Union) -> None:
         f"pyunion: the daemon of {union.at} has ended or is another user's: try it as root; "
         f"`pyunion umount {union.at}` clears a dead mount\n"
     )
-    for command in ("log-level {} debug", "top {}"):
+    for command in ("which {}/file", "tree {}", "log-level {} debug", "top {}"):
         words = command.format(union.at).split()
         assert _as_nobody(*program, *words, path=union.base / "program").returncode == ExitCode.MOUNT
     assert told("status", union.at)["log_level"] == "info"

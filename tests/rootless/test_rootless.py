@@ -114,6 +114,29 @@ def test_a_user_renames_a_lower_directory(place: Path, way: str) -> None:
     assert os.listdir(place / "upper/e") == []
 
 
+@pytest.mark.parametrize("way", _WRAPPERS)
+def test_a_user_operates_a_mount_of_his_own(place: Path, way: str) -> None:
+    script = """
+    $PYUNION mount --lower lower --upper upper --work work mnt
+    echo more >> mnt/file
+    $PYUNION log-level mnt debug
+    $PYUNION log-level mnt
+    $PYUNION status mnt | grep -o 'file 1'
+    $PYUNION top --once --interval 0.1 mnt >/dev/null
+    $PYUNION which mnt/file | sed 's/  */ /g'
+    $PYUNION tree mnt | grep stays
+    umount mnt 2>/dev/null || $PYUNION umount mnt
+    """
+    assert as_user(place, way, script).splitlines() == [
+        "debug",
+        "file 1",
+        f"mnt/file: file, from {place}/upper (upper)",
+        f" upper {place}/upper/file file shown",
+        f" lower {place}/lower/file file hidden by the file {place}/upper/file",
+        "│   └── stays  [lower]",
+    ]
+
+
 def test_lower_objects_of_owners_without_an_id_here_can_be_changed_as_their_modes_allow(place: Path) -> None:
     foreign = write(place / "lower/foreign", "root's\n", mode=0o666)
     (place / "lower/open").mkdir(mode=0o777)
