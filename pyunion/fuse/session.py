@@ -64,6 +64,7 @@ class Session:
         self._wait = readiness.install()
         self._tasks: trio.Nursery | None = None
         self._is_unmounted = False  # where we see it
+        self._unmounting = trio.Lock()
         operations = Operations(fs)
         raw = RawRequests(fs, backing, self._start_task)
         hand_to = partial(wire.configure, raw.opcodes, passthrough=fs.settings.passthrough)
@@ -129,11 +130,17 @@ class Session:
                         first = False
                         listener.stopping()
                         nursery.start_soon(self._unmount_when_free, listener)
-                    elif not self._is_unmounted:
-                        await self._try_unmount(detach=True)
                     else:
-                        log.warning("another mount namespace has a copy of the mount, which is dead from now on")
-                        pyfuse3.terminate()
+                        await self._end_now()
+
+    async def _end_now(self) -> None:
+        async with self._unmounting:
+            unmounted = self._is_unmounted
+        if unmounted:
+            log.warning("another mount namespace has a copy of the mount, which is dead from now on")
+            pyfuse3.terminate()
+        else:
+            await self._try_unmount(detach=True)
 
     async def _unmount_when_free(self, listener: Listener) -> None:
         told = False
@@ -149,16 +156,20 @@ class Session:
             await trio.sleep(_RETRY_S)
 
     async def _try_unmount(self, detach: bool) -> bool:
-        """Unmount; False when it is busy. In a thread, as the kernel asks us to write back what it holds."""
-        try:
-            await trio.to_thread.run_sync(partial(unmount, self._mountpoint, detach=detach))
-        except OSError as error:
-            if error.errno == EBUSY:
-                return False
-            if error.errno != EINVAL:  # not mounted any more: somebody else was faster
-                log.error("cannot unmount %s: %s", os.fsdecode(self._mountpoint), error.strerror)
-        self._is_unmounted = True
-        return True
+        """Unmount; False when it is busy. In a thread, as the kernel asks us to write back what it holds. Never twice,
+        as what is mounted there then is not ours."""
+        async with self._unmounting:
+            if self._is_unmounted:
+                return True
+            try:
+                await trio.to_thread.run_sync(partial(unmount, self._mountpoint, detach=detach))
+            except OSError as error:
+                if error.errno == EBUSY:
+                    return False
+                if error.errno != EINVAL:  # not mounted any more: somebody else was faster
+                    log.error("cannot unmount %s: %s", os.fsdecode(self._mountpoint), error.strerror)
+            self._is_unmounted = True
+            return True
 
     def close(self) -> None:
         """Give the session back. A mount point that is still mounted is left dead (ENOTCONN), never empty."""
