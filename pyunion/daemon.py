@@ -208,6 +208,12 @@ def _root(owners: Owners) -> bool:
     return os.geteuid() == 0 and owners.uids.overflow is None
 
 
+def _can_pass_through(config: MountConfig, top: _Top | None, owners: Owners) -> bool:
+    """As far as it can be told before the kernel says whether it can. A branch knows nothing of the mount's noatime."""
+    noatime = "noatime" in config.mount_flags
+    return _root(owners) and not noatime and (top is None or not _is_stacked(top.upper.root.fd()))
+
+
 def _is_stacked(fd: int) -> bool:
     """Whether a file is on a file system that has its files on another one: these cannot be passed through."""
     number = mountinfo.mount_id(fd)
@@ -221,7 +227,8 @@ def _settings(config: MountConfig, top: _Top | None, prefix: bytes, owners: Owne
         follow_redirects=config.follow_redirects,
         metacopy=config.metacopy,
         writeback=config.writeback and features is not None,
-        passthrough=config.passthrough and _root(owners) and (top is None or not _is_stacked(top.upper.root.fd())),
+        passthrough=config.passthrough and _can_pass_through(config, top, owners),
+        noatime="noatime" in config.mount_flags,
         sync=config.syncs,
         rename_whiteout=features is not None and features.rename_whiteout,
         switch_ids=os.geteuid() == 0 and syscalls.keep_capabilities_over_setfsuid(),

@@ -16,7 +16,7 @@ from pyunion.branch import objects, syscalls
 from pyunion.fs.callers import CAP_FSETID, Caller, is_capable, is_member
 from pyunion.fs.copier import Copier
 from pyunion.fs.nodes import Directory, File
-from pyunion.fs.protection import require_allocation, require_open
+from pyunion.fs.protection import require_allocation, require_copying_into, require_open
 from pyunion.fs.waiting import in_thread
 from pyunion.union.ids import Mapping
 from pyunion.union.marks import APPEND
@@ -24,7 +24,7 @@ from pyunion.union.marks import APPEND
 log = logging.getLogger(__name__)
 
 _WRITES = os.O_WRONLY | os.O_RDWR
-_KEEP = os.O_ACCMODE | os.O_TRUNC
+_KEEP = os.O_ACCMODE | os.O_TRUNC | os.O_NOATIME
 _RWF_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 BUFFER = 1 << 20
 
@@ -47,8 +47,9 @@ class OpenFile:
 class OpenFiles:
     """All open files of the mount."""
 
-    def __init__(self, copier: Copier, gids: Mapping, *, writeback: bool, sync: bool) -> None:
+    def __init__(self, copier: Copier, gids: Mapping, *, writeback: bool, sync: bool, noatime: bool = False) -> None:
         self._copier = copier
+        self._noatime = os.O_NOATIME if noatime and os.geteuid() == 0 else 0
         self._gids = gids
         self.writeback = writeback  # the kernel collects writes, and knows better than the branch until it sends them
         self._sync = sync
@@ -71,6 +72,7 @@ class OpenFiles:
     async def open(self, file: File, flags: int, caller: Caller) -> int:
         """Open a regular file; one that will be written is brought into upper first. Returns the handle."""
         require_open(file, flags)
+        flags = flags & ~os.O_NOATIME | self._noatime
         if flags & (_WRITES | os.O_TRUNC):
             await self._copier.data(file, 0 if flags & os.O_TRUNC else None)
             if flags & os.O_TRUNC:
@@ -180,10 +182,14 @@ class OpenFiles:
             return opened.file.ino
         return None
 
+    def is_written(self, file: File) -> bool:
+        """Whether somebody has it open for writing."""
+        return any(self._open[fd].writes for fd in file.fds or ())
+
     def kept_back(self, fd: int) -> bool:
         """Whether the kernel may hold data of the file that are not here yet; when nobody has it open for writing they
         are."""
-        return self.writeback and any(self._open[other].writes for other in self._open[fd].file.fds or ())
+        return self.writeback and self.is_written(self._open[fd].file)
 
     async def allocate(self, fd: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         """fallocate(2) on a file that is open for writing."""
@@ -195,6 +201,7 @@ class OpenFiles:
         self, source: int, offset: int, target: int, to: int, length: int, caller: Caller
     ) -> int:
         """copy_file_range(2), which shares blocks where the branch can."""
+        require_copying_into(self._open[target].file)
         copied = await in_thread(os.copy_file_range, source, target, length, offset, to)
         self._changed(self._open[target].file, caller)
         return copied

@@ -36,6 +36,7 @@ class Settings(NamedTuple):
     metacopy: bool = False
     writeback: bool = True
     passthrough: bool = True  # rather than writeback, where the kernel has both
+    noatime: bool = False  # reading moves no access times in upper
     sync: bool = True  # copies are on disk before they appear, fsync reaches the branch
     rename_whiteout: bool = True
     switch_ids: bool = True  # new objects can be made in the caller's name
@@ -74,7 +75,13 @@ class FileSystem:
         self.copier = Copier(self.table, upper, work, origins, index, settings.metacopy)
         if work is not None:
             self.lookup.settle = self.copier.links.settle
-        self.files = OpenFiles(self.copier, settings.owners.gids, writeback=settings.writeback, sync=settings.sync)
+        self.files = OpenFiles(
+            self.copier,
+            settings.owners.gids,
+            writeback=settings.writeback,
+            sync=settings.sync,
+            noatime=settings.noatime,
+        )
         self.listings = Listings(self.lookup)
         self.attributes = Attributes(self.copier, settings.xattr_prefix, settings.owners)
         identity = Identity(switch=settings.switch_ids, owners=settings.owners)

@@ -41,6 +41,11 @@ def require_allocation(file: File, mode: int) -> None:
     _refuse(file, APPEND | IMMUTABLE if mode & ~_KEEP_SIZE else IMMUTABLE)
 
 
+def require_copying_into(file: File) -> None:
+    """For copy_file_range(2) to a descriptor that was opened for writing, perhaps before. Raises EPERM."""
+    _refuse(file, IMMUTABLE)
+
+
 def _refuse(node: Node, flags: int) -> None:
     held = node.protection if node.in_upper else objects.protection(*node.address())
     if held & flags:

@@ -63,7 +63,7 @@ class Op(IntEnum):
 FORGET = struct.Struct("=Q")
 BATCH_FORGET = struct.Struct("=II")
 FORGET_ONE = struct.Struct("=QQ")
-SETATTR = struct.Struct("=I4xQQ8xQQ8xII4xI4xII4x")  # valid, fh, size, atime, mtime, their ns, mode, uid, gid
+SETATTR = struct.Struct("=I4xQQ8xqq8xII4xI4xII4x")  # valid, fh, size, atime, mtime, their ns, mode, uid, gid
 MKNOD = struct.Struct("=III4x")
 MKDIR = struct.Struct("=II")
 RENAME = struct.Struct("=Q")
@@ -86,7 +86,7 @@ IOCTL = struct.Struct("=Q4xI8xII")
 # Replies
 _ENTRY = struct.Struct("=QQQQII")
 _ATTR_HEAD = struct.Struct("=QII")
-_ATTR = struct.Struct("=QQQQQQIIIIIIIIII")
+_ATTR = struct.Struct("=QQQqqqIIIIIIIIII")  # times may be before 1970
 _OPEN_OUT = struct.Struct("=QIi")
 _STATFS = struct.Struct("=QQQQQIII28x")
 _DIRENT = struct.Struct("=QQII")

@@ -11,7 +11,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Coroutine
-from stat import S_IMODE, S_ISGID, S_ISUID
+from stat import S_IMODE
 from types import CoroutineType
 from typing import Any, NamedTuple
 
@@ -28,7 +28,6 @@ from pyunion.fuse.layout import Op
 from pyunion.fuse.operations import drop_attributes, send_and_drop_pages, tell_modes
 
 _RETRY_COPY = 1 << 30  # copy_file_range(2) may copy less; the caller asks again for the rest
-_SETID = S_ISUID | S_ISGID
 
 # What a handler gives back: the reply's bytes, an errno, None if the kernel wants no reply; or a coroutine that will.
 Reply = bytes | bytearray | memoryview | int | None
@@ -138,17 +137,20 @@ class RawRequests:
             uid, gid = self._owners.uids.shown(uid), self._owners.gids.shown(gid)
         return layout.attributes(number, links, uid, gid, st)
 
-    def _valid_s(self, node: Node, st: os.stat_result) -> int:
-        """How long the kernel may keep attributes. Of a write that passes us by we hear nothing, and setuid may go."""
-        return 0 if st.st_mode & _SETID and node.ino in self._backing else layout.FOREVER_S
+    def _valid_s(self, node: Node) -> int:
+        """How long the kernel may keep attributes. Of writes that pass us by we hear nothing: those to a mapping change
+        the times, and setuid may go."""
+        if node.ino in self._backing and isinstance(node, File) and self._fs.files.is_written(node):
+            return 0
+        return layout.FOREVER_S
 
     def _entry(self, node: Node, st: os.stat_result) -> bytes:
         """A reply that gives the kernel a reference to the node."""
         node.lookups += 1
-        return layout.entry_reply(node.ino, self._attributes(node, st), self._valid_s(node, st))
+        return layout.entry_reply(node.ino, self._attributes(node, st), self._valid_s(node))
 
     def _attr(self, node: Node, st: os.stat_result) -> bytes:
-        return layout.attr_reply(self._attributes(node, st), self._valid_s(node, st))
+        return layout.attr_reply(self._attributes(node, st), self._valid_s(node))
 
     def _opened(self, file: File, fd: int) -> bytes:
         backing = self._backing.of(file, fd)
@@ -276,7 +278,10 @@ class RawRequests:
     async def _open(self, request: Request, body: bytes) -> bytes:
         flags, _ = layout.OPEN.unpack(body)
         file = self._fs.file(request.node)
-        return self._opened(file, await self._fs.files.open(file, flags, request))
+        reply = self._opened(file, await self._fs.files.open(file, flags, request))
+        if not self._valid_s(file):
+            drop_attributes(file.ino)
+        return reply
 
     def _create(self, request: Request, body: bytes) -> bytes:
         flags, mode, umask = layout.CREATE.unpack_from(body)
@@ -293,7 +298,8 @@ class RawRequests:
 
     def _created(self, file: File, st: os.stat_result, fd: int, flags: int, caller: Request) -> bytes:
         self._fs.files.add_new(fd, file, st, flags, caller)
-        return self._entry(file, st) + self._opened(file, fd)
+        opened = self._opened(file, fd)
+        return self._entry(file, st) + opened
 
     async def _read(self, node: int, body: bytes) -> bytes | memoryview:
         return await self._fs.files.read(*layout.READ.unpack_from(body))
@@ -356,7 +362,7 @@ class RawRequests:
         for name, node, st, following in fs.listings.entries(fs.directory(number), offset):
             is_dot = following <= DOTS  # which gives no reference
             attr = self._attributes(node, st)
-            entry = layout.entry_reply(0 if is_dot else node.ino, attr, self._valid_s(node, st))
+            entry = layout.entry_reply(0 if is_dot else node.ino, attr, self._valid_s(node))
             shown = fs.root_number if node.ino == ROOT else node.ino
             part = layout.directory_entry(entry, shown, following, st.st_mode, name)
             room -= len(part)

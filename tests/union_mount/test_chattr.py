@@ -287,6 +287,19 @@ def test_a_mark_in_a_lower_branch_protects_nothing(flagged: Union) -> None:
     assert mark(flagged.top / "f", "protattr") is None
 
 
+def test_a_descriptor_from_before_takes_no_copied_range_any_more(flagged: Union) -> None:
+    """copy_file_range(2) and fallocate(2) ask again, where write(2) does not."""
+    write(flagged.top / "from", "text")
+    write(flagged.top / "to", "")
+    flagged.mount()
+    with (flagged.at / "from").open("rb") as source, (flagged.at / "to").open("r+b", buffering=0) as target:
+        run("chattr", "+i", flagged.at / "to")
+        assert outcome(os.copy_file_range, source.fileno(), target.fileno(), 4) == "EPERM"
+        assert target.write(b"kept") == 4
+    run("chattr", "-i", flagged.at / "to")
+    assert (flagged.at / "to").read_text() == "kept"
+
+
 @pytest.mark.xfail(strict=True, reason="FUSE does not pass the attribute flags of statx on")
 def test_statx_says_what_is_immutable(pyunion: Union) -> None:
     write(pyunion.low / "f")

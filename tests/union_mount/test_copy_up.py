@@ -84,6 +84,22 @@ def test_reading_leaves_the_lower_access_time_alone(union: Union) -> None:
     assert (union.low / "f").stat().st_atime_ns == NANOSECONDS
 
 
+@pytest.mark.parametrize("ns", [-1, -(10**18) - 5, -(2**31) * 10**9])
+def test_times_before_1970(union: Union, ns: int) -> None:
+    write(union.low / "lower")
+    os.utime(union.low / "lower", ns=(ns, ns))
+    union.mount()
+    write(union.at / "new")
+    (union.at / "d").mkdir()
+    for name in ("new", "d"):
+        os.utime(union.at / name, ns=(ns, ns))
+    for _ in range(2):
+        for name in ("lower", "new", "d"):
+            assert (union.at / name).stat().st_mtime_ns == ns, name
+        (union.at / "lower").chmod(0o600)
+        union.remount()
+
+
 def test_looking_around_leaves_no_access_times_either(pyunion: Union) -> None:
     """Listings, symlinks, mappings and copy_up itself."""
     union = pyunion

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 import subprocess
@@ -81,6 +82,35 @@ def test_readers_from_before_copy_up_and_writers_share_a_file(union: Union) -> N
     assert path.read_text() == "LOWER\none\ntwo\n"
     union.remount()
     assert path.read_text() == "LOWER\none\ntwo\n"
+
+
+def test_a_write_to_a_mapping_is_seen_in_the_times(union: Union) -> None:
+    write(union.low / "copied", "x" * 5000)
+    union.mount()
+    append(union.at / "copied", "x")
+    write(union.at / "new", "x" * 5000)
+    for name in ("copied", "new"):
+        path = union.at / name
+        os.utime(path, (1, 1))
+        changed = path.stat().st_ctime_ns
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+            data[10] = ord("y")
+            data.flush()
+            assert path.stat().st_mtime_ns > 2 * 10**9
+        st = path.stat()
+        assert st.st_mtime_ns > 2 * 10**9
+        assert st.st_ctime_ns > changed
+        union.remount()
+        assert path.stat().st_mtime_ns == st.st_mtime_ns
+
+
+def test_noatime_holds_for_what_is_read(pyunion: Union) -> None:
+    write(pyunion.top / "f", "text")
+    os.utime(pyunion.top / "f", (1, 1))
+    pyunion.mount("noatime")
+    assert (pyunion.at / "f").read_text() == "text"
+    assert (pyunion.at / "f").stat().st_atime == 1
+    assert (pyunion.top / "f").stat().st_atime == 1
 
 
 @pytest.mark.parametrize("way", ["write", "mmap"])
