@@ -87,7 +87,11 @@ def statx(fd: int, name: bytes, mask: int) -> bytearray:
 
 def protection(fd: int, name: bytes) -> int:
     """APPEND and IMMUTABLE (chattr(1)) of an object, as its file system has them."""
-    (attributes,) = struct.unpack_from("=Q", statx(fd, name, 0), 8)
+    answer = statx(fd, name, 0)
+    (attributes,) = struct.unpack_from("=Q", answer, 8)
+    (known,) = struct.unpack_from("=Q", answer, 56)  # stx_attributes_mask
+    if not known & _STATX_ATTR_APPEND:
+        return 0  # erofs calls all that it has immutable, since nobody can write it; chattr(1) has said nothing
     append = marks.APPEND if attributes & _STATX_ATTR_APPEND else 0
     return append | (marks.IMMUTABLE if attributes & _STATX_ATTR_IMMUTABLE else 0)
 
