@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 Serve = Callable[[Callable[[], None]], None]
 
 
-def run(serve: Serve) -> None:
-    """Run `serve(ready)` in a child, and return when the child has called ready().
+def run(serve: Serve) -> int:
+    """Run `serve(ready)` in a child, and return the child's number when it has called ready().
 
     Raises PyunionError with the child's own sentence when it failed before that.
     """
@@ -41,6 +41,7 @@ def run(serve: Serve) -> None:
         raise
     finally:
         os.close(receiver)
+    return child
 
 
 def _await_report(receiver: int, child: int) -> None:

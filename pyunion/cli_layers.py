@@ -123,6 +123,24 @@ def _add_squash(commands: _Commands) -> None:
     squash.add_argument("new", metavar="NEW")
 
 
+def _add_run(commands: _Commands) -> None:
+    run = _add(
+        commands,
+        "run",
+        "A program in an imported image.",
+        "In namespaces of its own for mounts, processes and the host name, with the environment, user and working\n"
+        "directory of the image; without PROGRAM, what the image starts. The network is the machine's, and root in\n"
+        "the image may do what root may. What it writes is kept in memory and gone with it, or kept in --upper. Its\n"
+        "exit status is ours, 128 and the number after a signal. SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1,\n"
+        "SIGUSR2 are passed on; as the first process of its namespace it gets those that it handles. For root only.",
+    )
+    run.add_argument("--image", required=True, metavar="DEST[:NAME]", help="of `pyunion import`")
+    run.add_argument("--upper", metavar="DIR", help="the writable branch, which stays")
+    run.add_argument("--work", metavar="DIR", help="an empty directory on the file system of --upper")
+    run.add_argument("--rm", action="store_true", help="keep nothing; so it is without --upper")
+    run.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM", help="and its arguments")
+
+
 def _add_writing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compression", choices=("gzip", "zstd", "none"), default="gzip", help="of layers (gzip)")
     parser.add_argument(
@@ -138,4 +156,5 @@ COMMANDS: dict[str, Callable[[_Commands], None]] = {
     "export": _add_export,
     "flatten": _add_flatten,
     "squash": _add_squash,
+    "run": _add_run,
 }

@@ -24,6 +24,8 @@ class ExitCode(IntEnum):
     CONFIG = 7, "the file of --config is missing or wrong"
     FINDINGS = 8, "check has found faults, and they are still there"
     REPAIRED = 9, "check --repair has found faults and put all of them right"
+    CANNOT_RUN = 126, "run: the program cannot be executed, as shells report it"
+    NOT_THERE = 127, "run: there is no such program, as shells report it"
     INTERRUPTED = 130, "Ctrl-C, as shells report it"
 
     def __new__(cls, value: int, meaning: str = "") -> ExitCode:

@@ -12,7 +12,6 @@ import subprocess
 
 from pyunion.branch import syscalls
 
-_MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 
 
@@ -23,7 +22,7 @@ def unmount(point: bytes, *, detach: bool) -> None:
     where nothing is mounted, EPERM with a sentence of fusermount3's, FileNotFoundError where that is not installed.
     """
     try:
-        syscalls.umount2(point, _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0))
+        syscalls.umount2(point, _UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if detach else 0))
         return
     except OSError as error:
         if error.errno != errno.EPERM:

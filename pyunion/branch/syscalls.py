@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import signal
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,18 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
 
+CLONE_NEWNS = 0x20000
+CLONE_NEWUTS = 0x4000000
+CLONE_NEWPID = 0x20000000
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
+MNT_DETACH = 2
+
 FICLONE = 0x40049409  # ioctl_ficlone(2)
 
 _OPEN_TREE = 428
@@ -31,16 +44,14 @@ _OPEN_TREE_CLONE = 1
 _MOUNT_ATTR_RDONLY = 0x1
 _MOUNT_ATTR_NOATIME = 0x10
 _MOUNT_ATTR__ATIME = 0x70
-_CLONE_NEWNS = 0x20000
-_MS_RDONLY = 0x1
 _MS_REMOUNT = 0x20
 _MS_NOATIME = 0x400
 _MS_BIND = 0x1000
 _MS_REC = 0x4000
-_MS_PRIVATE = 0x40000
 _SYNC_FILE_RANGE_WAIT_BEFORE = 1
 _BEYOND_ALL_FILES = 1 << 60
 _CAPABILITY_VERSION_3 = 0x20080522
+_PR_SET_PDEATHSIG = 1
 _PR_SET_SECUREBITS = 28
 _PR_GET_SECUREBITS = 27
 _SECBIT_NO_SETUID_FIXUP = 1 << 2
@@ -166,14 +177,39 @@ def statx(path: bytes, mask: int, follow: bool) -> bytearray:
 
 def enter_private_mount_namespace() -> None:
     """unshare(2) into a mount namespace whose changes nobody else sees. Needs CAP_SYS_ADMIN."""
-    _check(_libc.unshare(_CLONE_NEWNS))
-    _check(_libc.mount(b"none", b"/", None, _c_ulong(_MS_REC | _MS_PRIVATE), None))
+    unshare(CLONE_NEWNS)
+    set_propagation(b"/", MS_PRIVATE)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2): new namespaces for this process, or with CLONE_NEWPID for its children. Needs CAP_SYS_ADMIN."""
+    _check(_libc.unshare(flags))
+
+
+def set_propagation(path: bytes, how: int) -> None:
+    """Of a mount and all below it: MS_PRIVATE or MS_SLAVE (mount_namespaces(7))."""
+    _check(_libc.mount(b"none", path, None, _c_ulong(_MS_REC | how), None), path)
+
+
+def mount(source: bytes, path: bytes, kind: bytes, flags: int, options: bytes = b"") -> None:
+    """mount(2) of a file system."""
+    _check(_libc.mount(source, path, kind, _c_ulong(flags), options), path)
+
+
+def pivot_root(new: bytes, old: bytes) -> None:
+    """pivot_root(2)."""
+    _check(_libc.pivot_root(new, old), new)
+
+
+def die_with_parent() -> None:
+    """SIGKILL when the thread that has forked us ends (PR_SET_PDEATHSIG, prctl(2))."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, _c_ulong(signal.SIGKILL), 0, 0, 0))
 
 
 def bind_readonly(path: bytes) -> None:
     """Bind a directory, without the mounts below it, read-only onto itself (mount(2))."""
     _check(_libc.mount(path, path, None, _c_ulong(_MS_BIND), None), path)
-    _check(_libc.mount(b"none", path, None, _c_ulong(_MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOATIME), None), path)
+    _check(_libc.mount(b"none", path, None, _c_ulong(_MS_BIND | _MS_REMOUNT | MS_RDONLY | _MS_NOATIME), None), path)
 
 
 def keep_capabilities_over_setfsuid() -> bool:

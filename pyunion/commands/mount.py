@@ -55,9 +55,9 @@ def _run(arguments: Namespace) -> int:
     if arguments.fake:
         return ExitCode.OK
     if config.foreground:
-        _serve(config, notify.ServiceManager(printable(os.fsdecode(config.mountpoint))))
+        serve(config, notify.ServiceManager(printable(os.fsdecode(config.mountpoint))))
     else:
-        background.run(lambda ready: _serve(config, notify.Listener(ready)))
+        background.run(lambda ready: serve(config, notify.Listener(ready)))
     return ExitCode.OK
 
 
@@ -142,7 +142,8 @@ def _encoded(text: str | None) -> bytes | None:
     return None if text is None else os.fsencode(text)
 
 
-def _serve(config: MountConfig, listener: notify.Listener) -> None:
+def serve(config: MountConfig, listener: notify.Listener) -> None:
+    """Be the daemon, until the mount ends. Raises PyunionError."""
     logs.start(config)
     try:
         from pyunion import daemon

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"cli_layers", "commands", "config"},
     "cli_layers": set(),
     "commands": {
-        *("background", "board", "branch", "config", "configfile", "control", "daemon", "dockerlayer"),
+        *("background", "board", "branch", "config", "configfile", "container", "control", "daemon", "dockerlayer"),
         *("layers", "logs", "mountinfo", "notify", "preflight", "survey", "union", "unmounting", "users"),
     },
     "control": {"board", "branch", "config", "fs", "fuse", "logs", "mountinfo", "users"},
@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "unmounting": {"branch"},
     "fuse": {"fs", "notify", "unmounting"},
     "fs": {"branch", "union"},
+    "container": {"branch", "layers"},
     "layers": {"branch", "union"},
     "branch": {"union"},
     "union": set(),

@@ -29,3 +29,5 @@ def test_the_lines_run_as_they_are_written(docker: Docker, scratch: Path) -> Non
     assert docker("run", "--rm", *LIMITS, "base:new", "cat", "/etc/motd") == "hello\nchanged"
     assert (scratch / "layer/etc/motd").read_text() == "hello\nchanged\n"
     assert (scratch / "base.tar").exists()
+    assert "hello" in done.stdout.splitlines()
+    assert [path.name for path in (scratch / "kept").iterdir()] == ["made"]
