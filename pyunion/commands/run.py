@@ -13,7 +13,6 @@ import socket
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from signal import Signals
 from typing import Any, NamedTuple
 
 from pyunion import background, notify, preflight
@@ -48,8 +47,8 @@ def run(arguments: Namespace) -> int:
     store = Store(path)
     name = given.only_image(store, tag)
     program = _program(arguments, store.config(name).get("config") or {})
-    mask = processes.block_signals()
-    return processes.keep(lambda: _keep(arguments, store, name, program, mask))
+    processes.block_signals()
+    return processes.keep(lambda: _keep(arguments, store, name, program))
 
 
 def _program(arguments: Namespace, config: dict[str, Any]) -> _Program:
@@ -67,17 +66,17 @@ def _program(arguments: Namespace, config: dict[str, Any]) -> _Program:
 
 
 @given.failures_told()
-def _keep(arguments: Namespace, store: Store, name: str, program: _Program, mask: set[Signals]) -> int:
+def _keep(arguments: Namespace, store: Store, name: str, program: _Program) -> int:
     """The keeper: mounts, daemon and program; returns the program's exit status."""
     config = preflight.prepare(_prepare(arguments, store, store.layers(name), program.hostname))
 
     def serve(ready: Callable[[], None]) -> None:
-        processes.restore_signals(mask)
+        processes.unblock_signals()
         mount.serve(config, notify.Listener(ready))
 
     daemon = background.run(serve)
     syscalls.unshare(syscalls.CLONE_NEWPID)
-    running = processes.spawn(lambda: _become(config.mountpoint, program, mask))
+    running = processes.spawn(lambda: _become(config.mountpoint, program))
     ended, status = processes.follow([running, daemon])
     if ended == daemon or processes.end(daemon) != ExitCode.OK:
         raise PyunionError(
@@ -116,7 +115,7 @@ def _prepare(arguments: Namespace, store: Store, layers: Sequence[bytes], hostna
 
 
 @given.failures_told()
-def _become(root_path: bytes, program: _Program, mask: set[Signals]) -> int:
+def _become(root_path: bytes, program: _Program) -> int:
     """The program, from the fork to its own first instruction. Raises PyunionError and OSError."""
     syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS)
     socket.sethostname(program.hostname)
@@ -125,6 +124,8 @@ def _become(root_path: bytes, program: _Program, mask: set[Signals]) -> int:
     root.go_to(program.workdir)
     root.become(account)
     root.forget_handlers()
-    processes.restore_signals(mask)
+    if (status := processes.told_to_end()) is not None:
+        return status
+    processes.unblock_signals()
     root.execute(program.command, root.environment(program.variables, account, program.hostname))
     return ExitCode.FAILURE

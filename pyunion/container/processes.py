@@ -26,15 +26,20 @@ _WAITED_FOR = _PASSED_ON | {signal.SIGCHLD}
 _PATIENCE_S = 10
 
 
-def block_signals() -> set[signal.Signals]:
-    """None of them interrupts anything from now on; follow() takes them one by one. Returns the mask of before."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
-    return {signal.Signals(number) for number in before}
+def block_signals() -> None:
+    """None of them interrupts anything from now on; follow() takes them one by one."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
 
 
-def restore_signals(mask: set[signal.Signals]) -> None:
-    """For the daemon and the program, which handle them themselves."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+def unblock_signals() -> None:
+    """For the daemon and the program, which handle them themselves; those that the caller had blocked, too."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def told_to_end() -> int | None:
+    """The exit status for a signal that has come while they were blocked, before there was a program to take it."""
+    told = signal.sigpending() & _PASSED_ON
+    return 128 + min(told) if told else None
 
 
 def spawn(action: Callable[[], int]) -> int:
@@ -61,7 +66,7 @@ def spawn(action: Callable[[], int]) -> int:
 def keep(action: Callable[[], int]) -> int:
     """Run something as the first process of a new pid namespace, which ends with us; returns its exit status.
 
-    Raises OSError.
+    Raises PyunionError.
     """
     ours, theirs = os.pipe()
 
@@ -72,7 +77,10 @@ def keep(action: Callable[[], int]) -> int:
             return ExitCode.FAILURE
         return action()
 
-    syscalls.unshare(syscalls.CLONE_NEWPID)
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWPID)
+    except OSError as error:
+        raise PyunionError(f"cannot make a namespace, which takes CAP_SYS_ADMIN: {error.strerror}") from None
     keeper = spawn(alive)
     os.close(ours)
     try:

@@ -282,6 +282,24 @@ def test_signals_are_passed_on(store: Path, name: str) -> None:
     assert processes.status == 42
 
 
+_TOLD_TO_END = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+os.kill(os.getpid(), signal.SIGTERM)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_a_signal_before_there_is_a_program(store: Path) -> None:
+    command_line = ["-m", "pyunion", "run", "--image", f"{store}:base", "--", "echo", "started"]
+    done = subprocess.run(
+        [sys.executable, "-c", _TOLD_TO_END, *command_line],
+        cwd=REPOSITORY, env=clean_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=PATIENCE,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, "", "")
+
+
 @pytest.mark.parametrize(
     ("victim", "status"), [("command", -9), ("keeper", 137), ("daemon", 1), ("program", 137)]
 )
@@ -335,6 +353,17 @@ def test_for_root_only(store: Path, scratch: Path) -> None:
     script = f'cd / && PYTHONPATH="$0" {program} run --image "$1" -- true'
     said = as_user("sh", "-c", script, scratch / "program", store, check=False)
     assert said == "pyunion: only root can run a program in an image, as it takes namespaces and mounts; use sudo\n"
+
+
+def test_root_without_its_capabilities(store: Path) -> None:
+    command_line = [sys.executable, "-m", "pyunion", "run", "--image", f"{store}:base", "--", "true"]
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-sys_admin", *command_line],
+        cwd=REPOSITORY, env=clean_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=PATIENCE,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("pyunion: cannot make a namespace, which takes CAP_SYS_ADMIN: ")
 
 
 @pytest.mark.parametrize(
