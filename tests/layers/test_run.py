@@ -220,6 +220,31 @@ def test_what_it_writes_is_kept(store: Path, scratch: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_packages_in_a_debian(debian: Path, scratch: Path) -> None:
+    commit(debian, "--oci-layout", f"{scratch}/layout:t", "--compression", "none")
+    done = command("import", f"{scratch}/layout:t", scratch / "debian")
+    assert (done.returncode, done.stderr) == (0, "")
+    kept = ("--upper", scratch / "upper", "--work", scratch / "work")
+    for name in ("upper", "work"):
+        (scratch / name).mkdir()
+    script = """
+        set -e
+        exec > /dev/null
+        dpkg --purge sqlite3
+        dpkg --install /var/cache/apt/archives/sqlite3_*.deb
+        useradd --create-home --user-group somebody"""
+    shell(scratch / "debian", script, *kept, image="t")
+    script = """
+        set -e
+        cd /home/somebody
+        dpkg --verify sqlite3
+        sqlite3 :memory: 'select 6*7'
+        su somebody -c 'id -un; pwd'
+        script -qc tty /dev/null"""
+    said = shell(scratch / "debian", script, *kept, image="t")
+    assert said.split() == ["42", "somebody", "/home/somebody", "/dev/pts/0"]
+
+
 def test_an_upper_that_is_in_use(store: Path, scratch: Path) -> None:
     for name in ("upper", "work"):
         (scratch / name).mkdir()
