@@ -87,8 +87,8 @@ class Copier:
         into = node.parent.layers[0]
         lower = node.layers[0]
         flags = fileattr.read_directory(lower.fd())
-        name = work.stage(lower.fd(), b".", os.fstat(lower.fd()), flags)
         origin = None if self._origins is None else self._origins.of(lower, b"")
+        name = work.stage(lower.fd(), b".", os.fstat(lower.fd()), flags)
         with _discarded_on_failure(work, name):
             self._mark_origin(work, name, origin)
             self._put(work, name, into, node.name, origin)
@@ -155,9 +155,12 @@ class Copier:
                     kind = "metadata"
                 else:
                     await self._stage_data(work, file, staged, source, size)
-        with _discarded_on_failure(work, staged):
+        with _discarded_on_failure(work, staged), ExitStack() as stack:
             self._mark_origin(work, staged, origin)
+            # a metadata-only copy has nothing to read
+            swapped = [] if data is not None else _open_again(file, (work.fd, staged), stack)
             self._publish(work, file, staged, st, origin)
+            _swap_descriptors(swapped)
         file.data = data
         file.protection = protection
         self.progress.done[kind] += 1
@@ -198,7 +201,6 @@ class Copier:
         self.table.forget_key(file)
         if st.st_nlink > 1 or file.aliases:
             self.table.add_link(file, file.stat())
-        self._swap_descriptors(file)
 
     def _put_names(self, work: Work, file: File, staged: bytes, origin: bytes | None) -> None:
         """All names of a lower file that are known become links of the copy, the one that is changed at last."""
@@ -219,14 +221,6 @@ class Copier:
         if node.copied and into.branch.xattr_prefix is not None:
             branch_marks.set_impure(into)
 
-    def _swap_descriptors(self, file: File) -> None:
-        """Descriptors that were opened on the lower file read the copy from now on: dup2(2) keeps their numbers,
-        which the kernel holds as file handles, and lets a read that is under way end on the old file."""
-        for fd in file.fds or ():
-            fresh = objects.open_file(*file.address(), os.O_RDONLY)
-            os.dup2(fresh, fd, inheritable=False)
-            os.close(fresh)
-
     async def _complete(self, work: Work, file: File, size: int | None) -> None:
         """Give a metadata-only copy its data. Until the mark goes, the file below counts."""
         assert file.data is not None
@@ -246,11 +240,13 @@ class Copier:
                 os.close(target)
         finally:
             os.close(source)
-        with suppress(FileNotFoundError):
-            branch_marks.clear_metacopy(*file.address(), file.dir.branch)
-        file.data = None
+        with ExitStack() as stack:
+            swapped = _open_again(file, file.address(), stack)
+            with suppress(FileNotFoundError):
+                branch_marks.clear_metacopy(*file.address(), file.dir.branch)
+            file.data = None
+            _swap_descriptors(swapped)
         self.progress.done["data"] += 1
-        self._swap_descriptors(file)
 
 
 @contextmanager
@@ -259,9 +255,26 @@ def _discarded_on_failure(work: Work, staged: bytes) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(FileNotFoundError):  # it was in place already when something failed
-            work.discard(staged)
+        work.discard(staged)
         raise
+
+
+def _open_again(file: File, copy: tuple[int, bytes], stack: ExitStack) -> list[tuple[int, int]]:
+    """Each descriptor that is open on the lower file, with one of the copy, opened before anything shows that there is
+    a copy; `stack` closes them."""
+    pairs = []
+    for fd in file.fds or ():
+        fresh = objects.open_file(*copy, os.O_RDONLY)
+        stack.callback(os.close, fresh)
+        pairs.append((fd, fresh))
+    return pairs
+
+
+def _swap_descriptors(pairs: list[tuple[int, int]]) -> None:
+    """Descriptors that were opened on the lower file read the copy from now on: dup2(2) keeps their numbers, which the
+    kernel holds as file handles, and lets a read that is under way end on the old file."""
+    for fd, fresh in pairs:
+        os.dup2(fresh, fd, inheritable=False)
 
 
 def _open_source(file: File, st: os.stat_result, stack: ExitStack) -> copyup.Source:

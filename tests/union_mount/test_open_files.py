@@ -82,6 +82,17 @@ def test_a_descriptor_opened_before_copy_up_sees_later_writes(pyunion: Union) ->
         assert os.fstat(after).st_mode & 0o777 == 0o600
 
 
+def test_a_descriptor_opened_before_a_metadata_only_copy_reads_the_data(union: Union) -> None:
+    write(union.low / "f", "lower data")
+    union.mount("metacopy=on")
+    with opened(union.at / "f") as reader:
+        (union.at / "f").chmod(0o600)
+        assert os.pread(reader, 100, 0) == b"lower data"
+        os.truncate(union.at / "f", 5)
+        if union.kind == "pyunion":  # the kernel's descriptor stays with the lower file
+            assert os.pread(reader, 100, 0) == b"lower"
+
+
 def test_a_shared_mapping_made_before_copy_up_sees_later_writes(pyunion: Union) -> None:
     (pyunion.low / "f").write_bytes(b"A" * 8192)
     pyunion.mount()
