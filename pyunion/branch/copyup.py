@@ -7,6 +7,7 @@ decides when or where to copy; stage_file is made to run in a worker thread and 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from errno import EINVAL, ENOSYS, ENOTSUP, ENXIO, EOPNOTSUPP, EPERM, EXDEV
 from functools import partial
@@ -53,7 +54,8 @@ class Source(NamedTuple):
 
 
 def stage_file(work_fd: int, name: bytes, source: Source, size: int, terms: Terms) -> None:
-    """Make `name` in the work directory a copy of a regular file, with its first `size` bytes only.
+    """Make `name` in the work directory a copy of a regular file, with its first `size` bytes only. Where these are not
+    all, it is a changed file from the start: of this moment.
 
     The data are on disk before this returns, so that a rename can never put a short file in place.
     On failure nothing is left behind. Raises OSError.
@@ -63,6 +65,8 @@ def stage_file(work_fd: int, name: bytes, source: Source, size: int, terms: Term
         if size:
             copy_data(source.data_fd, fd, size)
         _dress_file(fd, source, terms)
+        if size < source.st.st_size:
+            os.utime(fd, ns=(source.st.st_atime_ns, time.time_ns()))
         if terms.sync and size:
             os.fsync(fd)
     except BaseException:
