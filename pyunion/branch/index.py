@@ -24,8 +24,9 @@ class Index:
     def find(self, name: bytes) -> os.stat_result | None:
         return self.dir.stat(name)
 
-    def put(self, work_fd: int, staged: bytes, name: bytes) -> None:
-        """Rename a finished copy from the work directory to its place."""
+    def put(self, work_fd: int, staged: bytes, name: bytes, more_names: int) -> None:
+        """Rename a finished copy from the work directory to its place, with its count: see count_from_lower()."""
+        objects.set_xattr(work_fd, staged, self._nlink, origin.from_lower(more_names))
         os.rename(staged, name, src_dir_fd=work_fd, dst_dir_fd=self.dir.fd())
 
     def link(self, name: bytes, into: Dir, at: bytes) -> None:

@@ -42,7 +42,7 @@ class Links:
         before = file.dir, file.real, file.hidden_links
         names = lower_links - file.hidden_links
         entry = index_name(origin)
-        self._index.put(work_fd, staged, entry)
+        self._index.put(work_fd, staged, entry, names - lower_links)
         file.index, file.lower_links = entry, lower_links
         file.dir, file.real, file.hidden_links = self._index.dir, entry, 1 - names
         try:

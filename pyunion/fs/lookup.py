@@ -124,7 +124,7 @@ class Lookup:
             file.lower_links = shown.st_nlink
             file.hidden_links = self.index.hidden_links(found.entry, st, shown.st_nlink)
         self.table.add(file, shown.st_dev, shown.st_ino)
-        if st.st_nlink > 1:
+        if st.st_nlink > 1 or file.index is not None:  # none of an indexed file's names need be in upper
             self.table.add_link(file, st)
         return file
 
