@@ -6,13 +6,18 @@ ours to delete; it is emptied at each start. Knows no nodes and no requests.
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from errno import EEXIST, EMLINK, ENODATA, ENOTSUP
 from stat import S_IFCHR, S_IFREG, S_ISDIR, S_ISGID, S_ISREG
 
 from pyunion.branch import copyup, marks, objects, syscalls
 from pyunion.branch.dirs import Dir
 from pyunion.union.merge import Kind, kind_of
+
+log = logging.getLogger(__name__)
 
 _ACL_DEFAULT = b"system.posix_acl_default"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -44,7 +49,17 @@ class Work:
         os.rename(name, at, src_dir_fd=self.fd, dst_dir_fd=into.fd())
 
     def discard(self, name: bytes) -> None:
-        remove_tree(self.fd, name)
+        """Remove what is not needed any more. The next mount tries again, so a failure fails no request."""
+        with _left_over(name):
+            remove_tree(self.fd, name)
+
+    def _or_discard(self, name: bytes, step: Callable[..., None], *arguments: object) -> None:
+        """Make the step that needs `name`, which nobody does any more if it fails."""
+        try:
+            step(*arguments)
+        except OSError:
+            self.discard(name)
+            raise
 
     # -- whiteouts ----------------------------------------------------------------------------------------------
 
@@ -66,7 +81,7 @@ class Work:
             if error.errno == EEXIST:
                 self.discard(name)
                 raise
-            self.put(name, into, at)  # an upper without hard links
+            self._or_discard(name, self.put, name, into, at)  # an upper without hard links
         else:
             self._whiteout = name
 
@@ -75,10 +90,10 @@ class Work:
         self.announce_whiteout(into)
         name = self._link_or_new_whiteout()
         if not is_dir:
-            self.put(name, into, at)
+            self._or_discard(name, self.put, name, into, at)
             return
-        syscalls.renameat2(self.fd, name, into.fd(), at, syscalls.RENAME_EXCHANGE)
-        self.remove_emptied(name)
+        self._or_discard(name, syscalls.renameat2, self.fd, name, into.fd(), at, syscalls.RENAME_EXCHANGE)
+        self._remove_emptied(name)
 
     def _link_or_new_whiteout(self) -> bytes:
         if self._whiteout is not None:
@@ -98,7 +113,7 @@ class Work:
             os.mknod(name, S_IFCHR, 0, dir_fd=self.fd)
         else:
             os.mknod(name, S_IFREG, dir_fd=self.fd)
-            marks.set_whiteout(self.fd, name, self.xattr_prefix)
+            self._or_discard(name, marks.set_whiteout, self.fd, name, self.xattr_prefix)
         return name
 
     def announce_whiteout(self, into: Dir) -> None:
@@ -121,9 +136,21 @@ class Work:
             return self.fd, None
         name = self.temp_name()
         os.mkdir(name, 0o700, dir_fd=self.fd)
-        fd = os.open(name, _DIR, dir_fd=self.fd)
-        os.fchown(fd, -1, st.st_gid)
-        os.fchmod(fd, 0o700 | st.st_mode & S_ISGID)
+        fd = -1
+        try:
+            fd = os.open(name, _DIR, dir_fd=self.fd)
+            os.fchown(fd, -1, st.st_gid)
+            os.fchmod(fd, 0o700 | st.st_mode & S_ISGID)
+            self._hand_down(acl, fd)
+        except OSError:
+            if fd >= 0:
+                os.close(fd)
+            self.discard(name)
+            raise
+        return fd, name
+
+    def _hand_down(self, acl: bytes | None, fd: int) -> None:
+        """Give a nursery a default ACL, or none."""
         try:
             if acl is not None:
                 os.setxattr(fd, _ACL_DEFAULT, acl)
@@ -132,18 +159,18 @@ class Work:
         except OSError as error:
             if error.errno not in (ENOTSUP, ENODATA):
                 raise
-        return fd, name
 
     def close_nursery(self, fd: int, name: bytes | None) -> None:
         if name is not None:
             os.close(fd)
-            remove_tree(self.fd, name)
+            self.discard(name)
 
     def replace_whiteout(self, fd: int, name: bytes, into: Dir, at: bytes, is_dir: bool) -> None:
         """Put a new object, prepared in a nursery, in the place of the whiteout `at`, in one step."""
         if is_dir:
             syscalls.renameat2(fd, name, into.fd(), at, syscalls.RENAME_EXCHANGE)
-            os.unlink(name, dir_fd=fd)
+            with _left_over(name):
+                os.unlink(name, dir_fd=fd)
         else:
             os.rename(name, at, src_dir_fd=fd, dst_dir_fd=into.fd())
 
@@ -153,16 +180,17 @@ class Work:
         """Remove a directory of upper that holds nothing but whiteouts, by way of the work directory."""
         name = self.temp_name()
         os.rename(at, name, src_dir_fd=directory.fd(), dst_dir_fd=self.fd)
-        self.remove_emptied(name)
+        self._remove_emptied(name)
 
-    def remove_emptied(self, name: bytes) -> None:
+    def _remove_emptied(self, name: bytes) -> None:
         """Remove a directory that was moved here and holds nothing but whiteouts."""
-        fd = os.open(name, _DIR, dir_fd=self.fd)
-        try:
-            self._clear_whiteouts(fd)
-        finally:
-            os.close(fd)
-        os.rmdir(name, dir_fd=self.fd)
+        with _left_over(name):
+            fd = os.open(name, _DIR, dir_fd=self.fd)
+            try:
+                self._clear_whiteouts(fd)
+            finally:
+                os.close(fd)
+            os.rmdir(name, dir_fd=self.fd)
 
     def clear_whiteouts(self, directory: Dir) -> None:
         """Unlink the whiteouts in a directory of upper and nothing else."""
@@ -184,6 +212,17 @@ class Work:
         if kind_of(st.st_mode, st.st_rdev) is Kind.WHITEOUT:
             return True
         return S_ISREG(st.st_mode) and st.st_size == 0 and objects.has_xwhiteout(fd, name, self.xattr_prefix)
+
+
+@contextmanager
+def _left_over(name: bytes) -> Iterator[None]:
+    """For the removal of something in the work directory when the change itself was made."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("%r is left in the work directory until the next mount: %s", name, error.strerror)
 
 
 def remove_tree(dirfd: int, name: bytes) -> None:

@@ -7,7 +7,8 @@ first moment; where upper has a whiteout, the new object takes its place. Removi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from errno import EEXIST, ENOENT, EPERM
 from stat import S_ISCHR
 
@@ -58,10 +59,15 @@ class Create:
         into = self._copier.directory(parent)
         flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
         fd = self._identity.run_as(caller, lambda: os.open(b".", flags, mode & 0o7777, dir_fd=into.fd()))
-        st = os.fstat(fd)
+        try:
+            st = os.fstat(fd)
+            pin = os.open(b"/proc/self/fd/%d" % fd, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            os.close(fd)
+            raise
         node = File(parent, b"", into, b"")
         node.dead = True
-        node.pin = os.open(b"/proc/self/fd/%d" % fd, os.O_PATH | os.O_CLOEXEC)
+        node.pin = pin
         node.told_mtime_ns = st.st_mtime_ns
         self._table.add(node, st.st_dev, st.st_ino)
         return node, st, fd
@@ -86,11 +92,12 @@ class Create:
         into, replaced = self._make(
             parent, name, caller, lambda dirfd, at: os.mkdir(at, mode & 0o7777, dir_fd=dirfd), is_dir=True
         )
-        if parent.lowers and not replaced and into.branch.xattr_prefix is not None:
-            # nothing is below now; the mark says so for good, and spares look-ups in the layers below
-            set_opaque(into.fd(), name, into.branch)
+        with self._taken_back(into, name, replaced, is_dir=True):
+            if parent.lowers and not replaced and into.branch.xattr_prefix is not None:
+                # nothing is below now; the mark says so for good, and spares look-ups in the layers below
+                set_opaque(into.fd(), name, into.branch)
+            st = os.stat(name, dir_fd=into.fd(), follow_symlinks=False)
         node = Directory(parent, name, (into.child(name),))
-        st = os.stat(name, dir_fd=into.fd(), follow_symlinks=False)
         self._table.add(node, st.st_dev, st.st_ino)
         return node, st
 
@@ -109,24 +116,39 @@ class Create:
             else:
                 os.link(b"/proc/self/fd/%d" % source_fd, at, dst_dir_fd=dirfd, follow_symlinks=True)
 
-        into, _ = self._make(parent, name, None, make)
+        into, replaced = self._make(parent, name, None, make)
+        with self._taken_back(into, name, replaced):
+            st = os.stat(name, dir_fd=into.fd(), follow_symlinks=False)
         if file.dead:
             if file.pin >= 0:
                 os.close(file.pin)
                 file.pin = -1
             file.at(into, name)
         self._table.add_name(file, parent, name)
-        st = file.stat()
         self._table.forget_key(file)
         self._table.add_link(file, st)
         return st
 
     def _object(self, parent: Directory, name: bytes, caller: Caller, make: Make) -> tuple[File, os.stat_result]:
-        into, _ = self._make(parent, name, caller, make)
-        st = os.stat(name, dir_fd=into.fd(), follow_symlinks=False)
+        into, replaced = self._make(parent, name, caller, make)
+        with self._taken_back(into, name, replaced):
+            st = os.stat(name, dir_fd=into.fd(), follow_symlinks=False)
         node = File(parent, name, into, name)
         self._table.add(node, st.st_dev, st.st_ino)
         return node, st
+
+    @contextmanager
+    def _taken_back(self, into: Dir, name: bytes, replaced: bool, is_dir: bool = False) -> Iterator[None]:
+        """What fails once a new name is there takes it away again, as the caller will hear that it was not made."""
+        try:
+            yield
+        except OSError:
+            with suppress(OSError):
+                if replaced:
+                    self._copier.work.whiteout_over(into, name, is_dir)
+                else:
+                    (os.rmdir if is_dir else os.unlink)(name, dir_fd=into.fd())
+            raise
 
     def _make(
         self, parent: Directory, name: bytes, caller: Caller | None, make: Make, is_dir: bool = False

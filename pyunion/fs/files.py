@@ -88,7 +88,11 @@ class OpenFiles:
             fd = self._open_object(file, flags)
         direct = bool(flags & os.O_DIRECT)
         if flags & _WRITES:
-            self._add(fd, self._writer(file, file.stat(), direct, caller))
+            try:
+                self._add(fd, self._writer(file, file.stat(), direct, caller))
+            except OSError:
+                os.close(fd)
+                raise
         else:
             self._add(fd, OpenFile(file, writes=False, bypasses_cache=direct))
         return fd

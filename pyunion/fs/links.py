@@ -88,10 +88,16 @@ class Links:
 
     def after_unlink(self, file: File) -> None:
         """Without names an indexed file leaves the index; it goes on by a descriptor."""
-        if file.index is None or self._index is None or file.stat().st_nlink > file.hidden_links:
+        if file.index is None or self._index is None:
             return
-        if file.pin < 0:
-            file.pin = os.open(file.real, objects.PIN, dir_fd=file.dir.fd())
-        self._index.remove(file.index)
+        try:
+            if file.stat().st_nlink > file.hidden_links:
+                return
+            if file.pin < 0:
+                file.pin = os.open(file.real, objects.PIN, dir_fd=file.dir.fd())
+            self._index.remove(file.index)
+        except OSError as error:  # the name is gone all the same
+            log.warning("%r stays in the index, perhaps without names: %s", file.index, error.strerror)
+            return
         file.index = None
         file.hidden_links = 0

@@ -46,9 +46,11 @@ class Backing:
         if not self.granted:
             return 0
         known = self._ids.get(file.ino, 0)
-        if known or (file.fds is not None and len(file.fds) > 1) or not self._files.may_pass_through(file):
+        if known or (file.fds is not None and len(file.fds) > 1):
             return known
         try:
+            if not self._files.may_pass_through(file):
+                return 0
             known = self._open(fd)
         except OSError as error:  # ELOOP from a file system that is stacked itself
             log.info("%r is not passed through: %s", file.name, error.strerror)
