@@ -1,0 +1,243 @@
+"""Every kind of change, as something that can be stopped anywhere, with what it finds.
+
+An operation yields where its effect so far is to be seen: between two yields is one step, and each step is all or
+nothing. Knows no unions: it acts below any directory that holds what `fill` makes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.harness.files import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2, write
+
+OLD_S = 1_000_000_000  # when everything in the lower branches was changed last: 2001
+# A step whose data are in the kernel's cache: until the next step has succeeded they may be lost with the daemon.
+CACHED = "cached"
+Steps = Iterator[str | None]
+
+
+class Operation(NamedTuple):
+    name: str
+    change: Callable[[Path], Steps]
+    before: Callable[[Path], object] = lambda at: None  # made in the union first, so that upper has something
+    options: tuple[str, ...] = ()
+    times: bool = True  # False where the time of a file moves by itself: by the kernel's cache, or as its data arrive
+    indexed: bool = False  # its files are found by the index, which those do not read who take upper as a layer
+
+
+def fill(upper_one: Path, other: Path) -> None:
+    """Two lower branches: files, links, directories in one of them and in both, all of them old."""
+    for name in ("f", "g", "d/a", "d/sub/b", "both/x", "many/1", "many/2", "exec"):
+        write(upper_one / name, f"lower {name}\n" * 20)
+    for name in ("both/y", "both/deep/z", "below/only", "d/sub/c"):
+        write(other / name, f"lowest {name}\n" * 20)
+    (upper_one / "exec").chmod(0o6755)
+    os.setxattr(upper_one / "f", "user.kind", b"text")
+    os.setxattr(upper_one / "f", "trusted.kind", b"text")
+    with (upper_one / "sparse").open("wb") as file:
+        file.seek(1 << 16)
+        file.write(b"end")
+    (upper_one / "empty").mkdir()
+    (upper_one / "gone").mkdir()
+    (upper_one / "s").symlink_to("f")
+    os.mkfifo(upper_one / "p")
+    write(upper_one / "one", "three names\n")
+    os.link(upper_one / "one", upper_one / "two")
+    os.link(upper_one / "one", upper_one / "d/three")
+    (upper_one / "shared").mkdir()
+    os.chown(upper_one / "shared", 0, 7)
+    (upper_one / "shared").chmod(0o2775)
+    write(upper_one / "shared/x", "x")
+    for branch in (upper_one, other):
+        for number, path in enumerate(sorted(branch.rglob("*"))):
+            os.utime(path, ns=(OLD_S * 10**9, (OLD_S + number) * 10**9 + 7), follow_symlinks=False)
+        os.utime(branch, (OLD_S, OLD_S))
+
+
+def _once(call: Callable[[Path], object]) -> Callable[[Path], Steps]:
+    """An operation of one step."""
+
+    def change(at: Path) -> Steps:
+        call(at)
+        yield None
+
+    return change
+
+
+def _written(name: str, flags: int, data: bytes) -> Callable[[Path], Steps]:
+    def change(at: Path) -> Steps:
+        fd = os.open(at / name, flags, 0o640)
+        try:
+            yield None
+            os.write(fd, data)
+            yield CACHED
+            os.fsync(fd)
+            yield None
+        finally:
+            os.close(fd)
+
+    return change
+
+
+def _nameless(at: Path) -> Steps:
+    fds = []
+    try:
+        fds.append(os.open(at / "d", os.O_RDONLY | os.O_DIRECTORY))
+        fds.append(os.open(at / "d", os.O_TMPFILE | os.O_RDWR, 0o640))
+        os.write(fds[1], b"nameless")
+        os.fsync(fds[1])
+        os.link(f"/proc/self/fd/{fds[1]}", "named", dst_dir_fd=fds[0], follow_symlinks=True)  # so it is linkat(2)
+        yield None
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _metacopy(at: Path) -> Steps:
+    (at / "f").chmod(0o600)
+    yield None
+    yield from _written("f", os.O_WRONLY | os.O_APPEND, b"more")(at)
+
+
+def _moved_metacopy(at: Path) -> Steps:
+    os.rename(at / "f", at / "d/moved")
+    yield None
+    os.truncate(at / "d/moved", 9)
+    yield None
+
+
+def _move_twice(at: Path) -> Steps:
+    os.rename(at / "both", at / "d/one")
+    yield None
+    os.rename(at / "d/one", at / "two-names")
+    yield None
+
+
+def _remove_tree(at: Path) -> Steps:
+    for name in ("both/deep/z", "both/x", "both/y"):
+        (at / name).unlink()
+        yield None
+    for name in ("both/deep", "both"):
+        (at / name).rmdir()
+        yield None
+
+
+def _append(name: str) -> Callable[[Path], Steps]:
+    return _written(name, os.O_WRONLY | os.O_APPEND, b"more")
+
+
+def _copied(name: str) -> Callable[[Path], object]:
+    return lambda at: os.chmod(at / name, 0o604)
+
+
+def _new(name: str) -> Callable[[Path], object]:
+    return lambda at: write(at / name, "new")
+
+
+def _new_directory(at: Path) -> None:
+    (at / "new").mkdir()
+    write(at / "new/x", "x")
+
+
+def _both(*calls: Callable[[Path], object]) -> Callable[[Path], object]:
+    def call(at: Path) -> None:
+        for one in calls:
+            one(at)
+
+    return call
+
+
+def _without(name: str) -> Callable[[Path], object]:
+    return lambda at: (at / name).unlink()
+
+
+def _emptied(name: str) -> Callable[[Path], object]:
+    def call(at: Path) -> None:
+        for path in (at / name).iterdir():
+            path.unlink()
+
+    return call
+
+
+def _rename(old: str, new: str, flags: int = 0) -> Callable[[Path], Steps]:
+    return _once(lambda at: renameat2(at / old, at / new, flags))
+
+
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+_METACOPY = ("metacopy=on",)
+
+_ON_LINKS = [
+    Operation("append to one of three names", _append("two")),
+    Operation("chmod one of three names", _once(lambda at: (at / "d/three").chmod(0o600))),
+    Operation("unlink one of three names", _once(lambda at: (at / "two").unlink())),
+    Operation("unlink one of three names of a copy", _once(lambda at: (at / "two").unlink()), _copied("one")),
+    Operation("unlink the last of three names", _once(lambda at: (at / "d/three").unlink()),
+              _both(*(_without(name) for name in ("one", "two")))),
+    Operation("rename one of three names", _rename("one", "d/moved")),
+    Operation("rename over one of three names", _rename("f", "two")),
+    Operation("link one of three names", _once(lambda at: os.link(at / "one", at / "four"))),
+]  # fmt: skip
+OPERATIONS = [
+    Operation("create", _written("d/new", _CREATE, b"data")),
+    Operation("create in the root", _written("new", _CREATE, b"data")),
+    Operation("create over a whiteout", _written("d/a", _CREATE, b"data"), lambda at: (at / "d/a").unlink()),
+    Operation(
+        "create over a whiteout, inheriting a group",
+        _written("shared/x", _CREATE, b"data"),
+        lambda at: (at / "shared/x").unlink(),
+    ),
+    Operation("mkdir", _once(lambda at: (at / "d/new").mkdir())),
+    Operation("mkdir over a whiteout", _once(lambda at: (at / "gone").mkdir()), lambda at: (at / "gone").rmdir()),
+    Operation("mknod", _once(lambda at: os.mkfifo(at / "d/new"))),
+    Operation("symlink", _once(lambda at: (at / "d/new").symlink_to("a"))),
+    Operation("symlink over a whiteout", _once(lambda at: (at / "g").symlink_to("a")), lambda at: (at / "g").unlink()),
+    Operation("O_TMPFILE and link", _nameless),
+    Operation("write and fsync", _append("new"), _new("new")),
+    Operation("append to a lower file", _append("d/sub/b")),
+    Operation("append to a lower file, by requests", _append("d/sub/b"), options=("passthrough=off",), times=False),
+    Operation("append to a setuid file", _append("exec")),
+    Operation("open with O_TRUNC", _written("f", os.O_WRONLY | os.O_TRUNC, b"short")),
+    Operation("truncate", _once(lambda at: os.truncate(at / "f", 10))),
+    Operation("truncate a sparse file", _once(lambda at: os.truncate(at / "sparse", 5000))),
+    Operation("chmod", _once(lambda at: (at / "d/a").chmod(0o600))),
+    Operation("chmod of a directory", _once(lambda at: (at / "both/deep").chmod(0o700))),
+    Operation("chown", _once(lambda at: os.chown(at / "f", 5, 6))),
+    Operation("chown of a symlink", _once(lambda at: os.chown(at / "s", 5, 6, follow_symlinks=False))),
+    Operation("utime", _once(lambda at: os.utime(at / "p", (OLD_S + 500, OLD_S + 501)))),
+    Operation("setxattr", _once(lambda at: os.setxattr(at / "f", "trusted.k", b"v"))),
+    Operation("removexattr", _once(lambda at: os.removexattr(at / "f", "user.kind"))),
+    Operation("rename a lower file", _rename("f", "d/moved")),
+    Operation("rename a new file", _rename("new", "d/moved"), _new("new")),
+    Operation("rename over a lower file", _rename("f", "g")),
+    Operation("rename a new file over a copy", _rename("new", "d/a"), _both(_new("new"), _copied("d/a"))),
+    Operation("rename over a whiteout", _rename("f", "g"), lambda at: (at / "g").unlink()),
+    Operation("rename without replacing", _rename("f", "d/moved", RENAME_NOREPLACE)),
+    Operation("rename a lower directory", _rename("d", "dd")),
+    Operation("rename a merged directory", _rename("both", "d/both")),
+    Operation("rename a moved directory", _move_twice),
+    Operation("rename over an empty lower directory", _rename("both", "empty")),
+    Operation("rename over an emptied directory", _rename("d", "many"), _emptied("many")),
+    Operation("rename a directory over a whiteout", _rename("d", "gone"), lambda at: (at / "gone").rmdir()),
+    Operation("rename a new directory over a whiteout", _rename("new", "gone"),
+              _both(_new_directory, lambda at: (at / "gone").rmdir())),
+    Operation("exchange files", _rename("f", "d/a", RENAME_EXCHANGE)),
+    Operation("exchange directories", _rename("d/sub", "both", RENAME_EXCHANGE)),
+    Operation("exchange a file and a directory", _rename("new", "both", RENAME_EXCHANGE), _new("new")),
+    Operation("unlink a new file", _once(lambda at: (at / "d/new").unlink()), _new("d/new")),
+    Operation("unlink a lower file", _once(lambda at: (at / "d/sub/b").unlink())),
+    Operation("unlink a copy", _once(lambda at: (at / "d/a").unlink()), _copied("d/a")),
+    Operation("rmdir of a new directory", _once(lambda at: (at / "new").rmdir()), lambda at: (at / "new").mkdir()),
+    Operation("rmdir of a lower directory", _once(lambda at: (at / "empty").rmdir())),
+    Operation("rmdir of an emptied directory", _once(lambda at: (at / "many").rmdir()), _emptied("many")),
+    Operation("remove a tree", _remove_tree),
+    Operation("link a lower file", _once(lambda at: os.link(at / "f", at / "d/linked"))),
+    Operation("link a new file", _once(lambda at: os.link(at / "new", at / "d/linked")), _new("new")),
+    Operation("link over a whiteout", _once(lambda at: os.link(at / "f", at / "g")), lambda at: (at / "g").unlink()),
+    Operation("metadata alone, then data", _metacopy, options=_METACOPY, times=False),
+    Operation("truncate a moved metadata-only copy", _moved_metacopy, _copied("f"), _METACOPY, times=False),
+    Operation("chmod with metacopy", _once(lambda at: (at / "d/a").chmod(0o600)), options=_METACOPY, times=False),
+    *(operation._replace(indexed=True) for operation in _ON_LINKS),
+]  # fmt: skip

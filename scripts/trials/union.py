@@ -1,0 +1,168 @@
+"""Small unions on a file system of their own, and what they are held against: the kernel's overlayfs.
+
+A state is the tree that a union shows, with the times of what was not changed. Knows how to mount, to look, and what
+no mount may leave behind; not what happens in between.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.harness.files import is_whiteout
+from tests.harness.mounts import KernelMount, Layers, Mount
+from tests.harness.snapshot import Entry, Snapshot, differences, snapshot
+from trials.operations import CACHED, OLD_S, Operation, fill
+from trials.supervised import Supervised
+
+State = Snapshot
+_RECENT_NS = (OLD_S + 1000) * 10**9
+
+
+class Lost(Exception):
+    """What a fault has cost, in a sentence."""
+
+
+class Home:
+    """A directory with lower branches for all tries, and room for one union at a time."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.lowers = [base / "lower1", base / "lower2"]
+        for lower in self.lowers:
+            lower.mkdir()
+        fill(*self.lowers)
+        self._before = [snapshot(lower) for lower in self.lowers]
+        self.at = base / "union"
+        self.at.mkdir()
+        self.upper, self.work = base / "upper", base / "work"
+        self.layers = Layers(self.lowers, self.upper, self.work)
+
+    def empty(self) -> None:
+        """A new upper branch."""
+        for path in (self.upper, self.work):
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir()
+
+    @contextmanager
+    def mounted(self, mount: Mount, options: Sequence[str]) -> Iterator[Path]:
+        """The union; nothing stays mounted, whatever happens."""
+        try:
+            mount.start(self.layers, options)
+            yield self.at
+            if mount in Mount.live:
+                mount.stop()
+        finally:
+            if mount in Mount.live:
+                mount.abandon()
+
+    def pyunion(self) -> Supervised:
+        return Supervised(self.at)
+
+    def kernel(self) -> KernelMount:
+        return KernelMount(self.at)
+
+    def clear_dead(self) -> None:
+        """What a daemon that is dead has left mounted."""
+        if subprocess.run(["umount", self.at], capture_output=True).returncode:
+            subprocess.run(["umount", "--lazy", self.at], check=True)
+            raise Lost("the dead mount is in use")
+
+    def seen(self) -> State:
+        return {path: _normal(entry) for path, entry in snapshot(self.at).items()}
+
+    def seen_read_only(self) -> State:
+        """By the kernel, as layers; so looking changes nothing."""
+        kernel = self.kernel()
+        kernel.start(Layers([self.upper, *self.lowers]), ["metacopy=on"])
+        try:
+            return self.seen()
+        finally:
+            kernel.stop()
+
+    def require_clean(self) -> None:
+        """After an unmount: raises Lost for what is in the work directory, or changed in a lower branch."""
+        left = left_in(self.work)
+        if left:
+            raise Lost(f"left in the work directory: {left}")
+        for lower, before in zip(self.lowers, self._before, strict=True):
+            if changed := differences(before, snapshot(lower)):
+                raise Lost(f"{lower.name} was changed: {changed}")
+
+
+def _normal(entry: Entry) -> Entry:
+    """Of what is changed now, the time says nothing."""
+    return entry if entry.mtime_ns < _RECENT_NS else entry._replace(mtime_ns=-1)
+
+
+def left_in(work: Path) -> list[str]:
+    """What should not be in a work directory: all but the index and whiteouts to make links of."""
+    found = [Path(where) / name for where, _, names in os.walk(work) for name in names]
+    directories = [path for path in (work / "work").iterdir() if path.is_dir()]
+    kept = [path for path in found if not path.is_relative_to(work / "index") and not is_whiteout(path)]
+    return [str(path.relative_to(work)) for path in (*kept, *directories)]
+
+
+def reference(home: Home, operation: Operation) -> tuple[list[State], list[bool]]:
+    """The states that an operation goes through on the kernel's overlayfs, and which of them last."""
+    home.empty()
+    with home.mounted(home.kernel(), ("index=on", *options_of_kernel(operation))) as at:
+        operation.before(at)
+        states, lasting = [home.seen()], [True]
+        for kind in operation.change(at):
+            states.append(home.seen())
+            lasting.append(kind != CACHED)
+    return states, lasting
+
+
+def options_of_kernel(operation: Operation) -> tuple[str, ...]:
+    return tuple(option for option in operation.options if option.startswith("metacopy"))
+
+
+def which(seen: State, states: Sequence[State], allowed: range, times: bool = True) -> int:
+    """Which of the allowed states this is, the last one that fits. Raises Lost.
+
+    The time of a directory in which a copy appears is put back a moment later, so it may be of now as well.
+    """
+    if not times:
+        seen, states = _timeless_state(seen), [_timeless_state(state) for state in states]
+    nearest: list[str] = []
+    for number in reversed(allowed):
+        new = _strange_times(seen, [states[other] for other in allowed])
+        new = new or differences(_without_times(seen), _without_times(states[number]))
+        if not new:
+            return number
+        if not nearest or len(new) < len(nearest):
+            nearest = new
+    raise Lost(f"neither old nor new: {nearest[:6]}")
+
+
+def _timeless_state(state: State) -> State:
+    return {path: entry._replace(mtime_ns=-1) for path, entry in state.items()}
+
+
+def _without_times(state: State) -> State:
+    """Of directories."""
+    return {path: entry._replace(mtime_ns=0) if entry.kind == "directory" else entry for path, entry in state.items()}
+
+
+def _strange_times(seen: State, states: Sequence[State]) -> list[str]:
+    return [
+        f"{os.fsdecode(path)} is of {entry.mtime_ns}"
+        for path, entry in seen.items()
+        if entry.mtime_ns not in (-1, *(state[path].mtime_ns for state in states if path in state))
+    ]
+
+
+def until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
+    """For what the kernel does a moment later, as it tells of closed files. Raises Lost with what is wrong."""
+    deadline = time.monotonic() + 3
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Lost(what())
+        os.sched_yield()
