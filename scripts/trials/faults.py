@@ -7,15 +7,13 @@ work directory, no descriptor stays open, the daemon lives, and the same operati
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from trials.operations import Operation
 from trials.supervised import Supervised
-from trials.union import Home, Lost, State, left_in, reference, until, which
+from trials.union import Home, Lost, State, calls_of, descriptors, left_in, more, reference, sample, until, which
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENOMEM, errno.EROFS)
 
@@ -30,14 +28,21 @@ class Failed(NamedTuple):
     lost: str
 
 
-def walk(home: Home, operation: Operation, errors: Sequence[int] = ERRORS, every: int = 1) -> Iterator[Failed]:
-    """Let each `every`th call of the operation fail with each errno, until it ends before that call."""
+def walk(
+    home: Home, operation: Operation, errors: Sequence[int] = ERRORS, most: int | None = None
+) -> Iterator[Failed]:
+    """Let each call of the operation fail with each errno; with `most`, so many calls, each with one of them."""
     states, lasting = reference(home, operation)
-    for error in errors:
-        number = 1
-        while failed := _fail(home, operation, number, error, states, lasting):
+    made = calls_of(home, operation, answers=False)
+    numbers = range(1, len(made) + 1)
+    tries = [(number, error) for error in errors for number in numbers]
+    if most is not None:
+        first = [number for number in numbers if made.index(made[number - 1]) == number - 1]
+        tries = [(number, errors[number % len(errors)]) for number in sample(first, most)]
+    for number, error in tries:
+        failed = _fail(home, operation, number, error, states, lasting)
+        if failed is not None:
             yield failed
-            number += every
 
 
 def _fail(
@@ -50,8 +55,8 @@ def _fail(
     try:
         with home.mounted(daemon, operation.options) as at:
             operation.before(at)
-            before = _descriptors(daemon)
-            daemon.arm(fail_at=number, error=error)
+            before = descriptors(daemon)
+            daemon.arm(number, lambda: error, answers=False)
             done, got = _run(operation, at)
             calls = daemon.disarm()
             heard = errno.errorcode[got] if got else ""
@@ -92,7 +97,7 @@ def _require_whole(
     left = left_in(home.work)
     if left and not daemon.says_what_is_left():
         raise Lost(f"left in the work directory: {left}")
-    until(lambda: _descriptors(daemon) == before, lambda: f"{before} were open, and {_descriptors(daemon)} are")
+    until(lambda: not more(before, daemon), lambda: f"left open: {more(before, daemon)}")
     if now == 0:
         _, got = _run(operation, home.at)
         if got:
@@ -103,17 +108,3 @@ def _require_whole(
         (home.at / "alive").mkdir()
         (home.at / "alive").rmdir()
     return range(now, now + 1)
-
-
-def _descriptors(daemon: Supervised) -> list[str]:
-    """What the daemon has open of the branches, but for the directories that it keeps for later (they are O_PATH)."""
-    held = []
-    base = Path(f"/proc/{daemon.pid}")
-    for name in os.listdir(base / "fd"):
-        with suppress(FileNotFoundError):  # it was closed meanwhile
-            target = os.readlink(base / "fd" / name).split(" (deleted)")[0]
-            flags = int((base / "fdinfo" / name).read_text().split("flags:\t")[1].split("\n")[0], 8)
-            kept = flags & os.O_PATH and flags & os.O_DIRECTORY
-            if not kept and Path(target).is_relative_to(daemon.point.parent):
-                held.append(target)
-    return sorted(held)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from trials.operations import CACHED, Operation
-from trials.union import Home, Lost, State, options_of_kernel, reference, which
+from trials.union import CHANGES, Home, Lost, State, calls_of, options_of_kernel, reference, sample, which
 
 
 class Killed(NamedTuple):
@@ -22,21 +22,22 @@ class Killed(NamedTuple):
     lost: str
 
 
-def walk(home: Home, operation: Operation, every: int = 1) -> Iterator[Killed]:
-    """Kill at the first call, at the second, until the operation ends before it is killed; of many, each `every`th."""
+def walk(home: Home, operation: Operation, most: int | None = None) -> Iterator[Killed]:
+    """Kill at the first call, at the second, and so on to the last answer; with `most`, at so many of those calls
+    before which something was changed."""
     states, lasting = reference(home, operation)
-    number = 1
-    while True:
+    made = calls_of(home, operation, answers=True)
+    numbers = range(1, len(made) + 1)
+    telling = [number for number in numbers if number > 1 and made[number - 2].startswith(CHANGES)]
+    for number in numbers if most is None else sample(telling, most):
         calls: list[str] = []
         try:
             died = _kill(home, operation, number, states, lasting, calls)
             lost = ""
         except Lost as error:
             died, lost = True, str(error)
-        if not died:
-            return
-        yield Killed(number, calls[-1] if calls else "?", lost)
-        number += every
+        if died:  # it made as many calls as before
+            yield Killed(number, calls[-1] if calls else "?", lost)
 
 
 def _kill(
@@ -47,7 +48,7 @@ def _kill(
     daemon = home.pyunion()
     with home.mounted(daemon, operation.options) as at:
         operation.before(at)
-        daemon.arm(kill_at=number)
+        daemon.arm(number, daemon.die, answers=True)
         done = 0
         steps = operation.change(at)
         with suppress(OSError):

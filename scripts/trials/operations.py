@@ -25,6 +25,7 @@ class Operation(NamedTuple):
     before: Callable[[Path], object] = lambda at: None  # made in the union first, so that upper has something
     options: tuple[str, ...] = ()
     times: bool = True  # False where the time of a file moves by itself: by the kernel's cache, or as its data arrive
+    bare: bool = True  # works without the extension, too
     indexed: bool = False  # its files are found by the index, which those do not read who take upper as a layer
 
 
@@ -194,7 +195,7 @@ OPERATIONS = [
     Operation("mknod", _once(lambda at: os.mkfifo(at / "d/new"))),
     Operation("symlink", _once(lambda at: (at / "d/new").symlink_to("a"))),
     Operation("symlink over a whiteout", _once(lambda at: (at / "g").symlink_to("a")), lambda at: (at / "g").unlink()),
-    Operation("O_TMPFILE and link", _nameless),
+    Operation("O_TMPFILE and link", _nameless, bare=False),
     Operation("write and fsync", _append("new"), _new("new")),
     Operation("append to a lower file", _append("d/sub/b")),
     Operation("append to a lower file, by requests", _append("d/sub/b"), options=("passthrough=off",), times=False),

@@ -18,11 +18,12 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyunion import cli, daemon, preflight
 from pyunion.commands import mount
+from pyunion.fuse import wire
 from tests.harness.mounts import PATIENCE, Layers, Mount, PyunionMount
 
 # What a daemon does to branches; close(2) is not among them, as its errors leave nothing to be done.
@@ -43,6 +44,8 @@ _INSTRUCTION = struct.Struct("=HBBI")
 _RECV, _SEND = 0xC0502100, 0xC0182101
 _QUESTION, _ANSWER = struct.Struct("=QII iI Q6Q"), struct.Struct("=QqiI")
 _CONTINUE = 1
+# What becomes of a call: the errno that it fails with; 0: it is made; None: it never returns.
+Action = Callable[[], "int | None"]
 _libc = ctypes.CDLL(None, use_errno=True)
 _IMPORTED = (daemon, mount, preflight)  # by this process, so that no daemon has to
 
@@ -81,24 +84,30 @@ class Supervised(PyunionMount):
     After arm() calls are counted; `calls` are their names, of all threads in their order.
     """
 
-    def __init__(self, point: Path) -> None:
+    def __init__(self, point: Path, *, extension: bool = True) -> None:
         super().__init__(point)
         self.calls: list[str] = []
+        self._extension = extension
         self._pid = 0
-        self._kill_at = self._fail_at = 0
-        self._error = 0
-        self._counts = False
+        self._at = 0
+        self._action: Action = lambda: 0
+        self._answers = self._counts = False
         self._thread: threading.Thread | None = None
 
     @property
     def pid(self) -> int:
         return self._pid
 
-    def arm(self, *, kill_at: int = 0, fail_at: int = 0, error: int = 0) -> None:
-        """From now on count; the call of that number, from 1, kills the daemon or fails with this errno."""
+    def arm(self, at: int, action: Action, *, answers: bool) -> None:
+        """From now on count. Before the call of that number, from 1, is made, the action says what becomes of it.
+        With `answers`, those to the kernel's requests count as well."""
         self.calls = []
-        self._kill_at, self._fail_at, self._error = kill_at, fail_at, error
+        self._at, self._action, self._answers = at, action, answers
         self._counts = True
+
+    def die(self) -> None:
+        """An action: the daemon is killed."""
+        os.kill(self._pid, signal.SIGKILL)
 
     def disarm(self) -> list[str]:
         """The names of the calls since arm()."""
@@ -118,6 +127,8 @@ class Supervised(PyunionMount):
             notify.bind(os.fspath(notify_path))
             self._pid = os.fork()
             if self._pid == 0:
+                if not self._extension:
+                    wire._wire = None
                 _be_the_daemon(words, self.log_path, notify_path, theirs)
             (listener,) = socket.recv_fds(ours, 1, 1)[1]
             self._thread = threading.Thread(target=self._supervise, args=(listener,), daemon=True)
@@ -181,14 +192,11 @@ class Supervised(PyunionMount):
             os.close(listener)
 
     def _decide(self, name: str) -> int | None:
-        """The errno that a call fails with; 0: it is made; None: it never returns."""
-        if not self._counts or (name in _ANSWERS and not self._kill_at):
+        """See Action."""
+        if not self._counts or (name in _ANSWERS and not self._answers):
             return 0
         self.calls.append(name)
-        if len(self.calls) == self._kill_at:
-            os.kill(self._pid, signal.SIGKILL)
-            return None
-        return self._error if len(self.calls) == self._fail_at else 0
+        return self._action() if len(self.calls) == self._at else 0
 
 
 def _be_the_daemon(words: Sequence[str], log: Path, notify: Path, supervisor: socket.socket) -> None:

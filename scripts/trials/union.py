@@ -10,8 +10,9 @@ import os
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.harness.files import is_whiteout
@@ -21,6 +22,12 @@ from trials.operations import CACHED, OLD_S, Operation, fill
 from trials.supervised import Supervised
 
 State = Snapshot
+# System calls that change a branch begin with one of these.
+CHANGES = (
+    *("mkdir", "mknod", "link", "symlink", "unlink", "rmdir", "rename", "open", "truncate", "ftruncate", "pwrite"),
+    *("chmod", "fchmod", "chown", "fchown", "lchown", "setxattr", "lsetxattr", "fsetxattr", "removexattr"),
+    *("lremovexattr", "fremovexattr", "utimensat", "fallocate", "copy_file_range", "ioctl"),
+)
 _RECENT_NS = (OLD_S + 1000) * 10**9
 
 
@@ -61,8 +68,8 @@ class Home:
             if mount in Mount.live:
                 mount.abandon()
 
-    def pyunion(self) -> Supervised:
-        return Supervised(self.at)
+    def pyunion(self, *, extension: bool = True) -> Supervised:
+        return Supervised(self.at, extension=extension)
 
     def kernel(self) -> KernelMount:
         return KernelMount(self.at)
@@ -157,6 +164,42 @@ def _strange_times(seen: State, states: Sequence[State]) -> list[str]:
         for path, entry in seen.items()
         if entry.mtime_ns not in (-1, *(state[path].mtime_ns for state in states if path in state))
     ]
+
+
+def descriptors(daemon: Supervised) -> list[str]:
+    """What the daemon has open of the branches, but for the directories that it keeps for later (they are O_PATH)."""
+    held = []
+    base = Path(f"/proc/{daemon.pid}")
+    for name in os.listdir(base / "fd"):
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            target = os.readlink(base / "fd" / name).split(" (deleted)")[0]
+            flags = int((base / "fdinfo" / name).read_text().split("flags:\t")[1].split("\n")[0], 8)
+            kept = flags & os.O_PATH and flags & os.O_DIRECTORY
+            if not kept and Path(target).is_relative_to(daemon.point.parent):
+                held.append(target)
+    return sorted(held)
+
+
+def more(before: Sequence[str], daemon: Supervised) -> list[str]:
+    """What it has open that it had not before."""
+    return sorted((Counter(descriptors(daemon)) - Counter(before)).elements())
+
+
+def calls_of(home: Home, operation: Operation, *, answers: bool, extension: bool = True) -> list[str]:
+    """The system calls that an operation makes when nothing happens to it."""
+    home.empty()
+    daemon = home.pyunion(extension=extension)
+    with home.mounted(daemon, operation.options) as at:
+        operation.before(at)
+        daemon.arm(0, lambda: 0, answers=answers)
+        for _ in operation.change(at):
+            pass
+        return daemon.disarm()
+
+
+def sample(numbers: Sequence[int], most: int) -> list[int]:
+    """So many of them, the last one among them, spread evenly."""
+    return sorted({numbers[-1 - len(numbers) * at // most] for at in range(most)}) if numbers else []
 
 
 def until(condition: Callable[[], bool], what: Callable[[], str]) -> None:

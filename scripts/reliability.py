@@ -1,0 +1,99 @@
+"""Kills the daemon, its system calls and its clients at every point of every kind of change, and counts what is lost.
+
+Prints a table: tries, faults survived, losses. The exit status is 1 if anything was lost, and each loss is told. Run as
+root by scripts/reliability.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from trials import clients, faults, kills
+from trials.operations import OPERATIONS, Operation
+from trials.union import Home
+
+CLIENTS = 150
+
+
+class Row(NamedTuple):
+    """A kind of fault: for each try, where it was and what was lost, "" if nothing."""
+
+    name: str
+    tries: Callable[[Home, Sequence[Operation]], Iterator[tuple[str, str]]]
+
+
+def killed(home: Home, operations: Sequence[Operation]) -> Iterator[tuple[str, str]]:
+    for operation in operations:
+        for one in kills.walk(home, operation):
+            yield f"{operation.name}, killed at call {one.number}, {one.call}", one.lost
+
+
+def failed(home: Home, operations: Sequence[Operation]) -> Iterator[tuple[str, str]]:
+    for operation in operations:
+        for one in faults.walk(home, operation):
+            yield f"{operation.name}, {one.error} at call {one.number}, {one.call}", one.lost
+
+
+def interrupted(extension: bool) -> Callable[[Home, Sequence[Operation]], Iterator[tuple[str, str]]]:
+    def tries(home: Home, operations: Sequence[Operation]) -> Iterator[tuple[str, str]]:
+        for one in clients.walk(home, operations, CLIENTS, extension=extension):
+            yield f"client killed at call {one.number}", one.lost
+
+    return tries
+
+
+ROWS = {
+    "killed": Row("daemon killed at a system call", killed),
+    "failed": Row("system call fails", failed),
+    "clients": Row("client killed", interrupted(True)),
+    "bare": Row("client killed, without the extension", interrupted(False)),
+}
+
+
+@contextmanager
+def place(kind: str) -> Iterator[Home]:
+    """A home on a file system of its own."""
+    with tempfile.TemporaryDirectory(prefix="reliability-") as name:
+        subprocess.run(["mount", "-t", "tmpfs", kind, name], check=True)
+        try:
+            yield Home(Path(name))
+        finally:
+            subprocess.run(["umount", name], check=True)
+
+
+def run(kind: str, operations: Sequence[Operation]) -> Counter[bool]:
+    """How many tries lost something, and how many did not; a loss is told when it happens."""
+    outcomes: Counter[bool] = Counter()
+    with place(kind) as home:
+        for where, lost in ROWS[kind].tries(home, operations):
+            outcomes[bool(lost)] += 1
+            if lost:
+                print(f"{where}: {lost}", file=sys.stderr, flush=True)
+    return outcomes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=ROWS, help="only this kind of fault (may be repeated)")
+    parser.add_argument("--operation", default="", help="only operations whose name has this in it")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing stays mounted then, either
+    operations = [operation for operation in OPERATIONS if arguments.operation in operation.name]
+    results = {kind: run(kind, operations) for kind in arguments.only or ROWS}
+    print(f"{'':40}{'tries':>8}{'survived':>10}{'losses':>8}")
+    for kind, outcomes in results.items():
+        print(f"{ROWS[kind].name:40}{outcomes.total():8}{outcomes[False]:10}{outcomes[True]:8}")
+    return 1 if any(outcomes[True] for outcomes in results.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
