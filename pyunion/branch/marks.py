@@ -6,6 +6,7 @@ What the marks mean is pyunion/union/marks.py; this module knows where they are 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from errno import EOPNOTSUPP
 from typing import NamedTuple
 
@@ -137,10 +138,10 @@ def set_redirect(fd: int, name: bytes, branch: Branch, redirect: bytes) -> None:
 
 
 def clear_metacopy(fd: int, name: bytes, branch: Branch) -> None:
-    """The data have arrived: the file stands for itself from now on."""
+    """The data have arrived: the file stands for itself from now on, and its redirect says nothing any more."""
     prefix = _prefix(branch)
     objects.remove_xattr(fd, name, prefix + marks.METACOPY)
-    if objects.get_mark(fd, name, prefix + marks.REDIRECT) is not None:
+    with suppress(OSError):
         objects.remove_xattr(fd, name, prefix + marks.REDIRECT)
 
 

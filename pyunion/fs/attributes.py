@@ -85,8 +85,10 @@ class Attributes:
             protection.require_changeable(node)
 
     async def _truncate(self, file: File, size: int, fd: int | None, caller: Caller) -> None:
-        await self._copier.data(file, size)
+        truncated = await self._copier.data(file, size)
         clear_setid(file, caller, self._owners.gids)
+        if truncated:
+            return
         if fd is not None:
             os.ftruncate(fd, size)
         else:

@@ -110,16 +110,18 @@ class Copier:
 
     # -- everything else --------------------------------------------------------------------------------------
 
-    async def data(self, file: File, size: int | None = None) -> None:
-        """Bring the whole file into upper; with `size`, only its first bytes, as the rest is about to go."""
+    async def data(self, file: File, size: int | None = None) -> bool:
+        """Bring the whole file into upper; with `size`, only its first bytes, as the rest is about to go. Whether that
+        has made a file of this size."""
         if file.in_upper and file.data is None:
-            return
+            return False
         work = self.work
         async with self.locks.hold(file.ino):
             if not file.in_upper:
-                await self._copy(work, file, size)
-            elif file.data is not None:
+                return await self._copy(work, file, size)
+            if file.data is not None:
                 await self._complete(work, file, size)
+            return False
 
     async def metadata(self, file: File) -> None:
         """Bring into upper what a change of owner, mode, times or xattrs needs."""
@@ -132,7 +134,7 @@ class Copier:
             if not file.in_upper:
                 await self._copy(self.work, file, None, metadata_only=True)
 
-    async def _copy(self, work: Work, file: File, size: int | None, metadata_only: bool = False) -> None:
+    async def _copy(self, work: Work, file: File, size: int | None, metadata_only: bool = False) -> bool:
         fd, name = file.address()
         st = objects.stat(fd, name)
         origin = self._origin_of(file, st)
@@ -164,6 +166,7 @@ class Copier:
         file.data = data
         file.protection = protection
         self.progress.done[kind] += 1
+        return size is not None and size < st.st_size
 
     def _origin_of(self, file: File, st: os.stat_result) -> bytes | None:
         """The origin to store; none for one of several links that part company by their copies."""

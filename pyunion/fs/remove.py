@@ -7,6 +7,8 @@ goes on by. All but a copy_up that an indexed file may need first is synchronous
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from errno import EISDIR, ENOTDIR, ENOTEMPTY, EPERM
 
 from pyunion.branch import objects
@@ -37,11 +39,11 @@ class Remove:
         self._copier.links.before_change(node)
         if node.in_upper:
             into = parent.layers[0]
-            keep_open(node)
-            if self._lookup.covered(parent, name):
-                work.whiteout_over(into, name, is_dir=False)
-            else:
-                os.unlink(name, dir_fd=into.fd())
+            with kept_open(node):
+                if self._lookup.covered(parent, name):
+                    work.whiteout_over(into, name, is_dir=False)
+                else:
+                    os.unlink(name, dir_fd=into.fd())
         else:
             work.whiteout(self._copier.directory(parent), name)
             node.hidden_links += 1
@@ -97,7 +99,16 @@ class Remove:
         self._table.release(node)  # where the kernel never knew it
 
 
-def keep_open(node: File) -> None:
-    """Before a file in upper loses the last name that is known: go on by a descriptor."""
-    if node.pin < 0 and not node.aliases and node.index is None:
+@contextmanager
+def kept_open(node: File) -> Iterator[None]:
+    """While a file in upper loses the last name that is known: it goes on by a descriptor, unless it keeps the name."""
+    pins = node.pin < 0 and not node.aliases and node.index is None
+    if pins:
         node.pin = os.open(node.real, objects.PIN, dir_fd=node.dir.fd())
+    try:
+        yield
+    except OSError:
+        if pins:
+            os.close(node.pin)
+            node.pin = -1
+        raise

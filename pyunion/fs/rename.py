@@ -8,6 +8,7 @@ with EXDEV unless redirects are switched off. See Documentation/filesystems/over
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack, suppress
 from errno import EINVAL, EISDIR, ENOENT, ENOTDIR, EXDEV
 
 from pyunion.branch import syscalls
@@ -18,7 +19,7 @@ from pyunion.fs.create import exists
 from pyunion.fs.lookup import Lookup
 from pyunion.fs.nodes import Directory, File, Node, Table
 from pyunion.fs.protection import require_mutable
-from pyunion.fs.remove import Remove, keep_open
+from pyunion.fs.remove import Remove, kept_open
 
 NOREPLACE = syscalls.RENAME_NOREPLACE
 EXCHANGE = syscalls.RENAME_EXCHANGE
@@ -152,10 +153,11 @@ class Rename:
         over_whiteout = there is not None and new_dir.is_whiteout(new_name, there)
         self._mark(source, new_parent)
         self._copier.comes_into(source, new_dir)
-        if target is not None:
-            self._name(target, new_parent, new_name)
-            self._make_way(target)
-        self._rename(old_dir, old_name, new_dir, new_name, covered, over_whiteout, source.is_dir)
+        with ExitStack() as stack:
+            if target is not None:
+                self._name(target, new_parent, new_name)
+                self._make_way(target, stack)
+            self._rename(old_dir, old_name, new_dir, new_name, covered, over_whiteout, source.is_dir)
         if target is not None:
             if isinstance(target, File):
                 if not target.in_upper:
@@ -177,7 +179,8 @@ class Rename:
         if over_whiteout and (covered or is_dir):
             syscalls.renameat2(old_fd, old, new_fd, new, EXCHANGE)
             if not covered:
-                os.unlink(old, dir_fd=old_fd)
+                with suppress(OSError):  # it hides nothing
+                    os.unlink(old, dir_fd=old_fd)
         elif not covered:
             os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
         elif self._rename_whiteout:
@@ -187,17 +190,19 @@ class Rename:
             os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
             self._copier.work.whiteout(old_dir, old)
 
-    def _make_way(self, target: Node) -> None:
-        """Prepare what is in upper under the new name for being replaced while somebody may still use it."""
+    def _make_way(self, target: Node, stack: ExitStack) -> None:
+        """Prepare what is in upper under the new name for being replaced while somebody may still use it; `stack` sees
+        to it that it stays as it is if it is not."""
         if isinstance(target, File):
             self._copier.links.before_change(target)
             if target.in_upper:
-                keep_open(target)
+                stack.enter_context(kept_open(target))
         elif isinstance(target, Directory) and target.in_upper:
             upper = target.layers[0]
             upper.pin()
             if target.lowers and upper.branch.xattr_prefix is not None:
-                set_opaque(upper.fd(), b".", upper.branch)  # it looks empty; it must while its whiteouts go
+                set_opaque(upper.fd(), b".", upper.branch)  # it looks empty; it must when its whiteouts are gone
+                target.layers, target.redirect = (upper,), None
             self._copier.work.clear_whiteouts(upper)
 
     def _exchange(self, one: Node, one_dir: Dir, other: Node, other_dir: Dir) -> None:

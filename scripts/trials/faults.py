@@ -66,7 +66,8 @@ def _fail(
                 if got:
                     raise Lost("the operation failed though nothing was wrong")
                 return None
-            allowed = range(max(step for step in range(done + 1) if lasting[step]), done + 1)
+            made = bool(got) and calls[number - 1] in operation.told
+            allowed = range(max(step for step in range(done + 1) if lasting[step]), done + 1 + made)
             end = _require_whole(home, operation, states, allowed, daemon, before)
         if not daemon.says_what_is_left():
             home.require_clean()
@@ -104,7 +105,7 @@ def _require_whole(
             raise Lost(f"the operation cannot be made again: {errno.errorcode[got]}")
         now = len(states) - 1
         which(home.seen(), states, range(now, now + 1), operation.times)
-    else:
-        (home.at / "alive").mkdir()
-        (home.at / "alive").rmdir()
-    return range(now, now + 1)
+        return range(now, now + 1)
+    (home.at / "alive").mkdir()
+    (home.at / "alive").rmdir()
+    return range(allowed.start, now + 1)  # what is only cached may not come to the disk

@@ -17,6 +17,7 @@ OLD_S = 1_000_000_000  # when everything in the lower branches was changed last:
 # A step whose data are in the kernel's cache: until the next step has succeeded they may be lost with the daemon.
 CACHED = "cached"
 Steps = Iterator[str | None]
+_LOOK = ("newfstatat", "fstat")  # for the attributes that the kernel wants to know after it has set some
 
 
 class Operation(NamedTuple):
@@ -25,6 +26,7 @@ class Operation(NamedTuple):
     before: Callable[[Path], object] = lambda at: None  # made in the union first, so that upper has something
     options: tuple[str, ...] = ()
     times: bool = True  # False where the time of a file moves by itself: by the kernel's cache, or as its data arrive
+    told: tuple[str, ...] = ()  # calls that come after the change: where one fails, that is told though it was made
     bare: bool = True  # works without the extension, too
     indexed: bool = False  # its files are found by the index, which those do not read who take upper as a layer
 
@@ -172,7 +174,7 @@ _METACOPY = ("metacopy=on",)
 
 _ON_LINKS = [
     Operation("append to one of three names", _append("two")),
-    Operation("chmod one of three names", _once(lambda at: (at / "d/three").chmod(0o600))),
+    Operation("chmod one of three names", _once(lambda at: (at / "d/three").chmod(0o600)), told=_LOOK),
     Operation("unlink one of three names", _once(lambda at: (at / "two").unlink())),
     Operation("unlink one of three names of a copy", _once(lambda at: (at / "two").unlink()), _copied("one")),
     Operation("unlink the last of three names", _once(lambda at: (at / "d/three").unlink()),
@@ -200,14 +202,14 @@ OPERATIONS = [
     Operation("append to a lower file", _append("d/sub/b")),
     Operation("append to a lower file, by requests", _append("d/sub/b"), options=("passthrough=off",), times=False),
     Operation("append to a setuid file", _append("exec")),
-    Operation("open with O_TRUNC", _written("f", os.O_WRONLY | os.O_TRUNC, b"short")),
-    Operation("truncate", _once(lambda at: os.truncate(at / "f", 10))),
-    Operation("truncate a sparse file", _once(lambda at: os.truncate(at / "sparse", 5000))),
-    Operation("chmod", _once(lambda at: (at / "d/a").chmod(0o600))),
-    Operation("chmod of a directory", _once(lambda at: (at / "both/deep").chmod(0o700))),
-    Operation("chown", _once(lambda at: os.chown(at / "f", 5, 6))),
-    Operation("chown of a symlink", _once(lambda at: os.chown(at / "s", 5, 6, follow_symlinks=False))),
-    Operation("utime", _once(lambda at: os.utime(at / "p", (OLD_S + 500, OLD_S + 501)))),
+    Operation("open with O_TRUNC", _written("f", os.O_WRONLY | os.O_TRUNC, b"short"), told=("openat", *_LOOK)),
+    Operation("truncate", _once(lambda at: os.truncate(at / "f", 10)), told=_LOOK),
+    Operation("truncate a sparse file", _once(lambda at: os.truncate(at / "sparse", 5000)), told=_LOOK),
+    Operation("chmod", _once(lambda at: (at / "d/a").chmod(0o600)), told=_LOOK),
+    Operation("chmod of a directory", _once(lambda at: (at / "both/deep").chmod(0o700)), told=_LOOK),
+    Operation("chown", _once(lambda at: os.chown(at / "f", 5, 6)), told=_LOOK),
+    Operation("chown of a symlink", _once(lambda at: os.chown(at / "s", 5, 6, follow_symlinks=False)), told=_LOOK),
+    Operation("utime", _once(lambda at: os.utime(at / "p", (OLD_S + 500, OLD_S + 501))), told=_LOOK),
     Operation("setxattr", _once(lambda at: os.setxattr(at / "f", "trusted.k", b"v"))),
     Operation("removexattr", _once(lambda at: os.removexattr(at / "f", "user.kind"))),
     Operation("rename a lower file", _rename("f", "d/moved")),
@@ -237,8 +239,9 @@ OPERATIONS = [
     Operation("link a lower file", _once(lambda at: os.link(at / "f", at / "d/linked"))),
     Operation("link a new file", _once(lambda at: os.link(at / "new", at / "d/linked")), _new("new")),
     Operation("link over a whiteout", _once(lambda at: os.link(at / "f", at / "g")), lambda at: (at / "g").unlink()),
-    Operation("metadata alone, then data", _metacopy, options=_METACOPY, times=False),
-    Operation("truncate a moved metadata-only copy", _moved_metacopy, _copied("f"), _METACOPY, times=False),
-    Operation("chmod with metacopy", _once(lambda at: (at / "d/a").chmod(0o600)), options=_METACOPY, times=False),
+    Operation("metadata alone, then data", _metacopy, options=_METACOPY, times=False, told=_LOOK),
+    Operation("truncate a moved metadata-only copy", _moved_metacopy, _copied("f"), _METACOPY, times=False, told=_LOOK),
+    Operation("chmod with metacopy", _once(lambda at: (at / "d/a").chmod(0o600)), options=_METACOPY, times=False,
+              told=_LOOK),
     *(operation._replace(indexed=True) for operation in _ON_LINKS),
 ]  # fmt: skip
