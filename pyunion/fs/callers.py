@@ -72,9 +72,18 @@ class Identity:
 
 def is_capable(caller: Caller, capability: int) -> bool:
     """Whether the caller has a capability (capabilities(7)): with CAP_FSETID its writes leave setuid and setgid alone,
-    with CAP_SYS_ADMIN it sees trusted xattrs."""
+    with CAP_SYS_ADMIN it sees trusted xattrs. What it has in a user namespace of its own does not count."""
     capabilities = _status_line(caller, b"CapEff:")
-    return caller.uid == 0 if capabilities is None else bool(int(capabilities, 16) >> capability & 1)
+    if capabilities is None:
+        return caller.uid == 0
+    return bool(int(capabilities, 16) >> capability & 1) and _in_our_user_namespace(caller)
+
+
+def _in_our_user_namespace(caller: Caller) -> bool:
+    try:
+        return os.readlink(f"/proc/{caller.pid}/ns/user") == os.readlink("/proc/self/ns/user")
+    except OSError:  # it is gone, or not ours to look at
+        return caller.uid == 0
 
 
 def is_member(caller: Caller, gid: int) -> bool:
