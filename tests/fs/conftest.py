@@ -5,6 +5,7 @@ Owns the branches' set-up for the tests of pyunion.fs. Needs root, as marks are 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -47,7 +48,7 @@ class Bench:
             assert isinstance(node, Directory)
             entry = self.fs.lookup.child(node, os.fsencode(name))
             if entry is None:
-                raise FileNotFoundError(path)
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             node = entry[0]
         node.lookups += 1  # as the kernel would hold it
         return node
