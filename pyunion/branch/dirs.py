@@ -23,8 +23,8 @@ _OPEN_DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class DirCache:
     """The open descriptors of all Dirs, at most about `limit` of them between two requests.
 
-    Descriptors are closed in trim() only, which the file system calls between requests: within one request a
-    number stays good. Nobody keeps a number over an await.
+    Descriptors are closed in trim() only, which the file system calls between requests, and between the directories
+    that are copied up: else a number stays good within one request. Nobody keeps a number over an await.
     """
 
     def __init__(self, limit: int) -> None:

@@ -66,7 +66,8 @@ class Copier:
     # -- directories: small, so at once -----------------------------------------------------------------------
 
     def directory(self, node: Directory) -> Dir:
-        """The directory's part in upper, made with all its missing parents if need be."""
+        """The directory's part in upper, made with all its missing parents if need be. A number of a descriptor from
+        before is not good any more: there may be more parents than descriptors."""
         top = node.layers[0]
         if top.branch.is_upper:
             return top
@@ -80,6 +81,7 @@ class Copier:
             above = above.parent
         for directory in reversed(missing):
             self._copy_directory(work, directory)
+            top.branch.cache.trim()
         return node.layers[0]
 
     def _copy_directory(self, work: Work, node: Directory) -> None:

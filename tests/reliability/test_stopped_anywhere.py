@@ -16,14 +16,14 @@ each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda ope
 
 @each_operation
 def test_a_daemon_killed_anywhere_leaves_each_object_wholly_old_or_wholly_new(home: Home, operation: Operation) -> None:
-    tries = list(kills.walk(home, operation, most=3))
+    tries = list(kills.walk(home, operation, most=2))
     assert tries
     assert [one for one in tries if one.lost] == []
 
 
 @each_operation
 def test_a_failing_system_call_is_told_and_leaves_nothing_half_done(home: Home, operation: Operation) -> None:
-    tries = list(faults.walk(home, operation, most=3))
+    tries = list(faults.walk(home, operation, most=2))
     assert tries
     assert [one for one in tries if one.lost] == []
 
