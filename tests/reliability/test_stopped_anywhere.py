@@ -5,6 +5,8 @@ scripts/reliability goes through all of them; here a few of each operation are t
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from trials import clients, faults, kills
@@ -25,6 +27,13 @@ def test_a_daemon_killed_anywhere_leaves_each_object_wholly_old_or_wholly_new(ho
 def test_a_failing_system_call_is_told_and_leaves_nothing_half_done(home: Home, operation: Operation) -> None:
     tries = list(faults.walk(home, operation, most=2))
     assert tries
+    assert [one for one in tries if one.lost] == []
+
+
+@pytest.mark.xfail(reason="the empty copy is in place before it is opened")
+def test_an_open_that_fails_truncates_nothing(home: Home) -> None:
+    (operation,) = [operation for operation in OPERATIONS if operation.name == "open with O_TRUNC"]
+    tries = faults.walk(home, operation._replace(told=("newfstatat",)), [errno.EMFILE])
     assert [one for one in tries if one.lost] == []
 
 
