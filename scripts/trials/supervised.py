@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import functools
+import logging
 import os
 import re
 import select
@@ -208,6 +209,7 @@ def _be_the_daemon(words: Sequence[str], log: Path, notify: Path, supervisor: so
             os.dup2(fd, target)
         os.closerange(4, 1 << 16)
         sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
+        logging.getLogger().handlers.clear()  # those of this process
         os.environ["NOTIFY_SOCKET"] = str(notify)
         with socket.socket(fileno=3) as channel:
             listener = _install_filter()

@@ -74,7 +74,8 @@ def test_verdicts_are_those_of_a_local_file_system(pyunion: Union, caller: str) 
     fill(pyunion.top / "above")
     pyunion.mount("volatile")  # a thousand copies need not wait for the disk
     expected = verdicts(caller, script, pyunion.base / "plain")
-    assert len(expected) > 500
+    assert len(expected) > 300
+    assert {"EACCES", "EPERM"} & set(map(str, expected.values())) or caller == "root"
     for where in ("below", "above"):
         found = verdicts(caller, script, pyunion.at / where)
         wrong = {name: (expected[name], found[name]) for name in expected if expected[name] != found[name]}
