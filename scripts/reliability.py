@@ -88,11 +88,13 @@ def main() -> int:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing stays mounted then, either
     operations = [operation for operation in OPERATIONS if arguments.operation in operation.name]
-    results = {kind: run(kind, operations) for kind in arguments.only or ROWS}
-    print(f"{'':40}{'tries':>8}{'survived':>10}{'losses':>8}")
-    for kind, outcomes in results.items():
-        print(f"{ROWS[kind].name:40}{outcomes.total():8}{outcomes[False]:10}{outcomes[True]:8}")
-    return 1 if any(outcomes[True] for outcomes in results.values()) else 0
+    print(f"{'':40}{'tries':>8}{'survived':>10}{'losses':>8}", flush=True)
+    losses = 0
+    for kind in arguments.only or ROWS:
+        outcomes = run(kind, operations)
+        print(f"{ROWS[kind].name:40}{sum(outcomes.values()):8}{outcomes[False]:10}{outcomes[True]:8}", flush=True)
+        losses += outcomes[True]
+    return 1 if losses else 0
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ import select
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from trials.operations import Operation
 from trials.supervised import Supervised
-from trials.union import Home, Lost, State, calls_of, descriptors, left_in, more, reference, until, which
+from trials.union import TROUBLE, Home, Lost, State, calls_of, descriptors, left_in, more, reference, until, which
 
 WATCHDOG_S = 10.0  # a daemon that answers nobody for so long is frozen
 
@@ -37,7 +38,7 @@ def walk(home: Home, operations: Sequence[Operation], tries: int, *, extension: 
         try:
             _kill(home, operation, states, at, extension)
             yield Ended(extension, at, "")
-        except (Lost, AssertionError) as error:
+        except TROUBLE as error:
             yield Ended(extension, at, f"{operation.name}: {error}")
 
 
@@ -67,7 +68,9 @@ def _kill(home: Home, operation: Operation, states: Sequence[State], number: int
         os.close(reader)
         os.close(writer)
         until(lambda: not more(before, daemon), lambda: f"left open: {more(before, daemon)}")
-        now = which(_seen(home), states, range(len(states)), times=False)
+        if not extension:
+            _take_notes_off(at)
+        now = which(home.seen(), states, range(len(states)), times=False)
         if left := left_in(home.work):
             raise Lost(f"left in the work directory: {left}")
         if now == 0:
@@ -76,12 +79,14 @@ def _kill(home: Home, operation: Operation, states: Sequence[State], number: int
     home.require_clean()
 
 
-def _seen(home: Home) -> State:
+def _take_notes_off(at: Path) -> None:
     """With the writeback cache the kernel notes on a file that its times could not be sent, where the sender died, and
-    the next close(2) says EIO. Once."""
-    with suppress(OSError):
-        return home.seen()
-    return home.seen()
+    the next close(2) of the file says EIO, once. With nowriteback it does not."""
+    for path in at.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            fd = os.open(path, os.O_RDONLY)
+            with suppress(OSError):
+                os.close(fd)
 
 
 def _await_end(client: int, daemon: Supervised) -> None:

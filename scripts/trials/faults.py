@@ -13,7 +13,20 @@ from typing import NamedTuple
 
 from trials.operations import Operation
 from trials.supervised import Supervised
-from trials.union import Home, Lost, State, calls_of, descriptors, left_in, more, reference, sample, until, which
+from trials.union import (
+    TROUBLE,
+    Home,
+    Lost,
+    State,
+    calls_of,
+    descriptors,
+    left_in,
+    more,
+    reference,
+    sample,
+    until,
+    which,
+)
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENOMEM, errno.EROFS)
 
@@ -73,7 +86,7 @@ def _fail(
             home.require_clean()
         if not operation.indexed:
             which(home.seen_read_only(), states, end, operation.times)
-    except (Lost, AssertionError) as fault:
+    except TROUBLE as fault:
         lost = str(fault)
     call = calls[number - 1] if len(calls) >= number else "?"
     return Failed(number, call, errno.errorcode[error], heard, lost)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from trials.operations import CACHED, Operation
-from trials.union import CHANGES, Home, Lost, State, calls_of, options_of_kernel, reference, sample, which
+from trials.union import CHANGES, TROUBLE, Home, Lost, State, calls_of, options_of_kernel, reference, sample, which
 
 
 class Killed(NamedTuple):
@@ -34,7 +34,7 @@ def walk(home: Home, operation: Operation, most: int | None = None) -> Iterator[
         try:
             died = _kill(home, operation, number, states, lasting, calls)
             lost = ""
-        except Lost as error:
+        except TROUBLE as error:
             died, lost = True, str(error)
         if died:  # it made as many calls as before
             yield Killed(number, calls[-1] if calls else "?", lost)

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.harness.files import is_whiteout
-from tests.harness.mounts import KernelMount, Layers, Mount
+from tests.harness.mounts import KernelMount, Layers, Mount, MountRefused
 from tests.harness.snapshot import Entry, Snapshot, differences, snapshot
 from trials.operations import CACHED, OLD_S, Operation, fill
 from trials.supervised import Supervised
@@ -33,6 +33,10 @@ _RECENT_NS = (OLD_S + 1000) * 10**9
 
 class Lost(Exception):
     """What a fault has cost, in a sentence."""
+
+
+# What a try can end with when something is lost: nothing of that may end the other tries.
+TROUBLE = (Lost, AssertionError, OSError, MountRefused)
 
 
 class Home:
