@@ -213,10 +213,10 @@ class Copier:
         into = self.directory(file.parent)
         with ExitStack() as undo:
             for parent, name in file.aliases or ():
-                other = self.directory(parent).fd()
-                with objects.keeping_times(other):
-                    os.link(staged, name, src_dir_fd=work.fd, dst_dir_fd=other, follow_symlinks=False)
-                undo.callback(os.unlink, name, dir_fd=other)
+                other = self.directory(parent)
+                with objects.keeping_times(other.fd()):
+                    os.link(staged, name, src_dir_fd=work.fd, dst_dir_fd=other.fd(), follow_symlinks=False)
+                undo.callback(_unlink, other, name)
             self._put(work, staged, into, file.name, origin)
             undo.pop_all()
         file.dir, file.real = into, file.name
@@ -262,6 +262,10 @@ def _discarded_on_failure(work: Work, staged: bytes) -> Iterator[None]:
     except BaseException:
         work.discard(staged)
         raise
+
+
+def _unlink(directory: Dir, name: bytes) -> None:
+    os.unlink(name, dir_fd=directory.fd())
 
 
 def _open_again(file: File, copy: tuple[int, bytes], stack: ExitStack) -> list[tuple[int, int]]:
