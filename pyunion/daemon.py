@@ -20,6 +20,7 @@ from pyunion.branch.copyup import Terms
 from pyunion.branch.dirs import Branch, DirCache
 from pyunion.branch.handles import Origins
 from pyunion.branch.index import Index, make_index_directory, open_index_directory
+from pyunion.branch.ordering import keeps_order
 from pyunion.branch.probe import UpperFeatures, probe_upper
 from pyunion.branch.work import Work
 from pyunion.config import MountConfig
@@ -139,6 +140,7 @@ def _open_writable(
     terms = Terms(
         features.xattr_prefix,
         config.syncs,
+        keeps_order(work_fd),
         owners.uids.overflow,
         owners.gids.overflow,
         must_chown=os.geteuid() == 0,

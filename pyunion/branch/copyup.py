@@ -14,7 +14,7 @@ from functools import partial
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IMODE, S_ISGID, S_ISUID
 from typing import NamedTuple
 
-from pyunion.branch import fileattr, objects, syscalls
+from pyunion.branch import fileattr, objects, ordering, syscalls
 from pyunion.union import marks
 
 _CHUNK = 1 << 30
@@ -28,6 +28,7 @@ class Terms(NamedTuple):
 
     xattr_prefix: bytes | None = marks.TRUSTED  # of the marks, which are not copied
     sync: bool = True  # the data are on disk before the copy appears
+    ordered: bool = False  # where it is enough that they are written, see ordering.py
     overflow_uid: int | None = None  # ids that stand for those which our user namespace does not have
     overflow_gid: int | None = None
     must_chown: bool = True  # False where we are not root, and copies may belong to us
@@ -68,7 +69,7 @@ def stage_file(work_fd: int, name: bytes, source: Source, size: int, terms: Term
         if size < source.st.st_size:
             os.utime(fd, ns=(source.st.st_atime_ns, time.time_ns()))
         if terms.sync and size:
-            os.fsync(fd)
+            ordering.write_out(fd, terms.ordered)
     except BaseException:
         os.unlink(name, dir_fd=work_fd)
         raise

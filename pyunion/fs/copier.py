@@ -15,7 +15,7 @@ from errno import ENOENT, EROFS
 from functools import partial
 from stat import S_ISREG
 
-from pyunion.branch import copyup, fileattr, objects
+from pyunion.branch import copyup, fileattr, objects, ordering
 from pyunion.branch import marks as branch_marks
 from pyunion.branch.dirs import Branch, Dir
 from pyunion.branch.handles import Origins
@@ -240,7 +240,7 @@ class Copier:
                     await in_thread(copyup.copy_data, source, target, wanted)
                 os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
                 if work.terms.sync:
-                    await in_thread(os.fsync, target)
+                    await in_thread(ordering.write_out, target, work.terms.ordered)
             finally:
                 os.close(target)
         finally:

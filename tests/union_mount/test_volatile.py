@@ -58,13 +58,20 @@ def test_fsync_off_leaves_no_mark(pyunion: Union) -> None:
     pyunion.remount()
 
 
-@pytest.fixture
-def disk(union: Union) -> Iterator[Path]:
+_MAKE = {
+    "ext4": ("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
+    "xfs": ("mkfs.xfs", "-q"),
+}
+_MOUNT = {"ext4": "loop", "xfs": "loop,nouuid"}  # the crashed one has the UUID of the other
+
+
+@pytest.fixture(params=_MAKE)
+def disk(request: pytest.FixtureRequest, union: Union) -> Iterator[Path]:
     """Upper and work on a file system of their own: the path of its image, which holds what has reached the disk."""
-    image, point = union.base / "disk.ext4", union.base / "disk"
+    image, point = union.base / f"disk.{request.param}", union.base / "disk"
     with image.open("wb") as file:
-        file.truncate(32 << 20)
-    run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)
+        file.truncate(512 << 20)
+    run(*_MAKE[request.param], image)
     point.mkdir()
     run("mount", "-o", "loop", image, point)
     union.top, union.work = point / "upper", point / "work"
@@ -78,10 +85,10 @@ def disk(union: Union) -> Iterator[Path]:
 
 def after_a_crash(union: Union, image: Path, name: str) -> bytes | None:
     """What upper holds under a name on a machine that loses power now."""
-    crashed, at = union.base / "crashed.ext4", union.base / "crashed"
+    crashed, at = union.base / f"crashed{image.suffix}", union.base / "crashed"
     run("cp", "--sparse=always", image, crashed)
     at.mkdir()
-    run("mount", "-o", "loop", crashed, at)
+    run("mount", "-o", _MOUNT[image.suffix[1:]], crashed, at)
     try:
         path = at / "upper" / name
         return path.read_bytes() if path.exists() else None
