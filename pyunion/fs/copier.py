@@ -25,7 +25,7 @@ from pyunion.fs.links import Links
 from pyunion.fs.locks import KeyedLock
 from pyunion.fs.nodes import Directory, File, Node, Table
 from pyunion.fs.progress import Progress, filled, reached
-from pyunion.fs.waiting import in_thread
+from pyunion.fs.waiting import OnDisk, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class Copier:
         self.metacopy = metacopy
         self.locks = KeyedLock()
         self.progress = Progress()
+        self._on_disk = OnDisk()
         self.links = Links(index, self.directory)
 
     @property
@@ -183,7 +184,7 @@ class Copier:
         arguments = (work.fd, staged, source, wanted, work.terms)
         if wanted:
             with self.progress.copying(file.path(), wanted, partial(reached, work.fd, staged)):
-                await in_thread(copyup.stage_file, *arguments)
+                await self._on_disk.call(wanted, copyup.stage_file, *arguments)
         else:
             copyup.stage_file(*arguments)
 

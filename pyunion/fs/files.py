@@ -17,7 +17,7 @@ from pyunion.fs.callers import CAP_FSETID, Caller, is_capable, is_member
 from pyunion.fs.copier import Copier
 from pyunion.fs.nodes import Directory, File
 from pyunion.fs.protection import require_allocation, require_copying_into, require_open
-from pyunion.fs.waiting import in_thread
+from pyunion.fs.waiting import OnDisk, in_thread
 from pyunion.union.ids import Mapping
 from pyunion.union.marks import APPEND
 
@@ -53,6 +53,7 @@ class OpenFiles:
         self._gids = gids
         self.writeback = writeback  # the kernel collects writes, and knows better than the branch until it sends them
         self._sync = sync
+        self._on_disk = OnDisk()
         self._lost = 0  # the errno of a write to the disk that failed, where nothing is synced
         self._open: dict[int, OpenFile] = {}
         self._direct: set[int] = set()
@@ -243,7 +244,7 @@ class OpenFiles:
 
     async def fsync(self, fd: int, datasync: bool) -> None:
         if self._sync:
-            await in_thread(os.fdatasync if datasync else os.fsync, fd)
+            await self._on_disk.call(os.fstat(fd).st_size, os.fdatasync if datasync else os.fsync, fd)
         else:
             self._tell_of_loss(fd)
 
@@ -266,7 +267,7 @@ class OpenFiles:
         if self._sync and directory.in_upper and not directory.dead:
             fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.layers[0].fd())
             try:
-                await in_thread(os.fsync, fd)
+                await self._on_disk.call(0, os.fsync, fd)
             finally:
                 os.close(fd)
 

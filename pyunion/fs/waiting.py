@@ -7,6 +7,7 @@ be awaited in a task. Run by a task from the start, a coroutine waits as any oth
 
 from __future__ import annotations
 
+import time
 import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 import trio
 
 _T = TypeVar("_T")
+_MOMENT_S = 0.002  # no longer than requests wait for each other anyway
+_LITTLE = 128 << 10  # bytes
 
 
 class _Driver:
@@ -57,3 +60,22 @@ async def in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
     """Call a function that may take long, while other requests go on."""
     await task_needed()
     return await trio.to_thread.run_sync(function, *arguments)
+
+
+class OnDisk:
+    """Calls functions that wait for a disk: little is a moment with a quick disk, and long with a slow or busy one. A
+    thread takes a moment, too; so they are called at once as long as they have little to write and the last one that
+    had was done in a moment."""
+
+    def __init__(self) -> None:
+        self._quick = False
+
+    async def call(self, size: int, function: Callable[..., _T], *arguments: Any) -> _T:
+        """`size` bytes are to be written, or fewer. Raises what the function raises."""
+        if size > _LITTLE:
+            return await in_thread(function, *arguments)
+        start = time.perf_counter()
+        try:
+            return function(*arguments) if self._quick else await in_thread(function, *arguments)
+        finally:
+            self._quick = time.perf_counter() - start < _MOMENT_S

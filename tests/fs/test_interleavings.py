@@ -18,7 +18,7 @@ import pytest
 import trio
 import trio.testing
 
-from pyunion.fs import copier, files
+from pyunion.fs import copier, files, waiting
 from tests.fs.conftest import ME, Bench, Build
 
 Request = Callable[[Bench], Awaitable[object]]
@@ -47,8 +47,9 @@ class Turns:
 @pytest.fixture
 def turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[Turns]:
     turns = Turns()
-    monkeypatch.setattr(copier, "in_thread", turns.in_thread)
-    monkeypatch.setattr(files, "in_thread", turns.in_thread)
+    for module in (copier, files, waiting):
+        monkeypatch.setattr(module, "in_thread", turns.in_thread)
+    monkeypatch.setattr(waiting, "_MOMENT_S", -1)  # no disk is so quick that a request does not wait
     yield turns
     assert turns.held == []
 
