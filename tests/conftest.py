@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-import pyunion.fuse  # before a test imports pyfuse3, as in the program: some tests fork a daemon of this process
+from pyunion.fuse import wire as wire  # before pyfuse3, as in the program: some tests fork a daemon of this process
 from tests.harness import leaks
 from tests.harness.mounts import REPOSITORY
 from tests.harness.union import Union
