@@ -32,16 +32,15 @@ BUFFER = 1 << 20
 class OpenFile:
     """What is known about a descriptor."""
 
-    __slots__ = ("bypasses_cache", "clears_setid", "file", "in_group", "writes")
+    __slots__ = ("bypasses_cache", "clears_setid", "file", "in_group", "maps", "writes")
 
-    def __init__(
-        self, file: File, *, writes: bool, clears_setid: bool = False, in_group: bool = True, bypasses_cache: bool
-    ) -> None:
+    def __init__(self, file: File, flags: int, *, clears_setid: bool = False, in_group: bool = True) -> None:
         self.file = file
         self.in_group = in_group  # who has opened it is in its group, if that says anything: see without_setid()
-        self.writes = writes
+        self.writes = bool(flags & _WRITES)
+        self.maps = flags & os.O_ACCMODE == os.O_RDWR  # mmap(2) with MAP_SHARED and PROT_WRITE takes no less
         self.clears_setid = clears_setid
-        self.bypasses_cache = bypasses_cache  # O_DIRECT: what is written does not go by the kernel's page cache
+        self.bypasses_cache = bool(flags & os.O_DIRECT)  # what is written does not go by the kernel's page cache
 
 
 class OpenFiles:
@@ -87,26 +86,24 @@ class OpenFiles:
             fd = objects.open_file(directory.fd(), name, flags & _KEEP)
         else:
             fd = self._open_object(file, flags)
-        direct = bool(flags & os.O_DIRECT)
         if flags & _WRITES:
             try:
-                self._add(fd, self._writer(file, file.stat(), direct, caller))
+                self._add(fd, self._writer(file, file.stat(), flags, caller))
             except OSError:
                 os.close(fd)
                 raise
         else:
-            self._add(fd, OpenFile(file, writes=False, bypasses_cache=direct))
+            self._add(fd, OpenFile(file, flags))
         return fd
 
-    def _writer(self, file: File, st: os.stat_result, direct: bool, caller: Caller) -> OpenFile:
+    def _writer(self, file: File, st: os.stat_result, flags: int, caller: Caller) -> OpenFile:
         """The writes themselves do not say whose they are. Only a setgid file is worth the question of the group."""
         ask = caller.uid != 0 and not self.kernel_tells_setid
         return OpenFile(
             file,
-            writes=True,
+            flags,
             clears_setid=ask and not is_capable(caller, CAP_FSETID),
             in_group=not st.st_mode & S_ISGID or is_member(caller, self._gids.shown(st.st_gid)),
-            bypasses_cache=direct,
         )
 
     def _open_object(self, file: File, flags: int) -> int:
@@ -138,7 +135,7 @@ class OpenFiles:
 
     def add_new(self, fd: int, file: File, st: os.stat_result, flags: int, caller: Caller) -> None:
         """Take over the descriptor of a file that was just made. Its maker need not be in its group: see _writer()."""
-        self._add(fd, self._writer(file, st, bool(flags & os.O_DIRECT), caller))
+        self._add(fd, self._writer(file, st, flags, caller))
 
     def _add(self, fd: int, opened: OpenFile) -> None:
         self._open[fd] = opened
@@ -190,6 +187,10 @@ class OpenFiles:
     def is_written(self, file: File) -> bool:
         """Whether somebody has it open for writing."""
         return any(self._open[fd].writes for fd in file.fds or ())
+
+    def may_be_mapped(self, file: File) -> bool:
+        """Whether it may be written through a mapping, or may have been since somebody opened it."""
+        return any(self._open[fd].maps for fd in file.fds or ())
 
     def kept_back(self, fd: int) -> bool:
         """Whether the kernel may hold data of the file that are not here yet; when nobody has it open for writing they

@@ -11,7 +11,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Coroutine
-from stat import S_IMODE
+from stat import S_IMODE, S_ISGID, S_ISUID
 from types import CoroutineType
 from typing import Any, NamedTuple
 
@@ -137,20 +137,21 @@ class RawRequests:
             uid, gid = self._owners.uids.shown(uid), self._owners.gids.shown(gid)
         return layout.attributes(number, links, uid, gid, st)
 
-    def _valid_s(self, node: Node) -> int:
-        """How long the kernel may keep attributes. Of writes that pass us by we hear nothing: those to a mapping change
-        the times, and setuid may go."""
-        if node.ino in self._backing and isinstance(node, File) and self._fs.files.is_written(node):
-            return 0
-        return layout.FOREVER_S
+    def _valid_s(self, node: Node, st: os.stat_result) -> int:
+        """How long the kernel may keep attributes. Writes that pass us by change them: after write(2) it knows to ask
+        again, but not that a setuid bit is gone; and of writes to a mapping it knows nothing, not even the times."""
+        if node.ino not in self._backing or not isinstance(node, File):
+            return layout.FOREVER_S
+        unseen = st.st_mode & (S_ISUID | S_ISGID) or self._fs.files.may_be_mapped(node)
+        return 0 if unseen else layout.FOREVER_S
 
     def _entry(self, node: Node, st: os.stat_result) -> bytes:
         """A reply that gives the kernel a reference to the node."""
         node.lookups += 1
-        return layout.entry_reply(node.ino, self._attributes(node, st), self._valid_s(node))
+        return layout.entry_reply(node.ino, self._attributes(node, st), self._valid_s(node, st))
 
     def _attr(self, node: Node, st: os.stat_result) -> bytes:
-        return layout.attr_reply(self._attributes(node, st), self._valid_s(node))
+        return layout.attr_reply(self._attributes(node, st), self._valid_s(node, st))
 
     def _opened(self, file: File, fd: int) -> bytes:
         backing = self._backing.of(file, fd)
@@ -279,7 +280,7 @@ class RawRequests:
         flags, _ = layout.OPEN.unpack(body)
         file = self._fs.file(request.node)
         reply = self._opened(file, await self._fs.files.open(file, flags, request))
-        if not self._valid_s(file):
+        if file.ino in self._backing and self._fs.files.may_be_mapped(file):
             drop_attributes(file.ino)
         return reply
 
@@ -362,7 +363,7 @@ class RawRequests:
         for name, node, st, following in fs.listings.entries(fs.directory(number), offset):
             is_dot = following <= DOTS  # which gives no reference
             attr = self._attributes(node, st)
-            entry = layout.entry_reply(0 if is_dot else node.ino, attr, self._valid_s(node))
+            entry = layout.entry_reply(0 if is_dot else node.ino, attr, self._valid_s(node, st))
             shown = fs.root_number if node.ino == ROOT else node.ino
             part = layout.directory_entry(entry, shown, following, st.st_mode, name)
             room -= len(part)

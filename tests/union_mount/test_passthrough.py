@@ -104,6 +104,47 @@ def test_a_write_to_a_mapping_is_seen_in_the_times(union: Union) -> None:
         assert path.stat().st_mtime_ns == st.st_mtime_ns
 
 
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_WRONLY | os.O_APPEND, os.O_RDWR])
+@pytest.mark.parametrize("change", ["write", "truncate", "fallocate", "copy_file_range", "setuid"])
+def test_what_is_done_with_a_descriptor_is_seen_in_the_attributes(union: Union, flags: int, change: str) -> None:
+    write(union.low / "copied", "x" * 5000)
+    write(union.low / "source", "y" * 3000)
+    union.mount()
+    append(union.at / "copied", "x")
+    write(union.at / "new", "x" * 5001)
+    for name in ("copied", "new"):
+        path = union.at / name
+        fd, source = os.open(path, flags), os.open(union.at / "source", os.O_RDONLY)
+        try:
+            os.utime(path, (1, 1))
+            before = path.stat()
+            assert (before.st_mtime, before.st_size) == (1, 5001)
+            match change:
+                case "write":
+                    os.lseek(fd, 5000, os.SEEK_SET)
+                    os.write(fd, b"zz")
+                case "truncate":
+                    os.ftruncate(fd, 17)
+                case "fallocate":
+                    os.posix_fallocate(fd, 0, 9000)
+                case "copy_file_range":
+                    if flags & os.O_APPEND:
+                        with pytest.raises(OSError, match="Bad file descriptor"):
+                            os.copy_file_range(source, fd, 3000, 0, 4000)
+                        continue
+                    os.copy_file_range(source, fd, 3000, 0, 4000)
+                case "setuid":
+                    path.chmod(0o4755)
+            seen, there = path.stat(), os.stat(union.top / name)
+            assert os.fstat(fd) == seen
+            for part in ("st_size", "st_mode", "st_mtime_ns", "st_ctime_ns", "st_blocks"):
+                assert getattr(seen, part) == getattr(there, part), part
+            assert (seen.st_mtime_ns > 2 * 10**9) is (change != "setuid")
+        finally:
+            os.close(fd)
+            os.close(source)
+
+
 def test_noatime_holds_for_what_is_read(pyunion: Union) -> None:
     write(pyunion.top / "f", "text")
     os.utime(pyunion.top / "f", (1, 1))
