@@ -29,7 +29,8 @@ options of -o, comma separated (\\, and \\: stand for the characters in a path):
   volatile                            no fsync of the branches, and a mark in W that stops a later mount
   userxattr                           marks in user.overlay.* instead of trusted.overlay.*
   aufs, noaufs                        honour .wh. marks in lower branches, or not (the default, but for podman)
-  passthrough=auto|off                let the kernel read and write files of upper by itself, where it can
+  passthrough=auto|all|off            let the kernel read and write files of upper by itself, where it can (all: and
+                                      read lower ones, by descriptors that do not see what is written later)
   writeback, nowriteback              where it cannot: let it collect writes (the default), or not
   uidmapping=STORED:SHOWN:COUNT       and gidmapping=, squash_to_uid=, squash_to_gid=, squash_to_root: owners
   fsname=NAME                         the source that mount(8) shows, as SRC
@@ -124,7 +125,7 @@ def _add_mount(commands: argparse._SubParsersAction[_Parser]) -> None:
     mount.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see below")
     mount.add_argument("--redirect-dir", choices=("on", "off"), help="as -o redirect_dir=")
     mount.add_argument("--metacopy", choices=("on", "off"), help="as -o metacopy=")
-    mount.add_argument("--passthrough", choices=("auto", "off"), help="as -o passthrough=")
+    mount.add_argument("--passthrough", choices=("auto", "all", "off"), help="as -o passthrough=")
     mount.add_argument("--aufs-whiteouts", action="store_true", help="as -o aufs")
     mount.add_argument("--uid-map", metavar="STORED:SHOWN:COUNT", help="as -o uidmapping=: users by other numbers")
     mount.add_argument("--gid-map", metavar="STORED:SHOWN:COUNT", help="as -o gidmapping=: groups by other numbers")

@@ -36,6 +36,7 @@ class MountConfig:
     index: bool | None = None  # None: on where it works
     writeback: bool = True
     passthrough: bool = True  # the kernel reads and writes upper files by itself, where it can
+    passthrough_lower: bool = False  # and reads lower ones, by descriptors that then stay with them
     mount_flags: tuple[str, ...] = ()  # flags of the FUSE mount itself; `ro` follows from read_only
     fsname: str = "pyunion"
     foreground: bool = False
@@ -86,8 +87,9 @@ _SWITCHES: dict[bytes, dict[str, bool]] = {
     b"noaufs": {"aufs": False},
     b"index=on": {"index": True},
     b"index=off": {"index": False},
-    b"passthrough=auto": {"passthrough": True},
-    b"passthrough=off": {"passthrough": False},
+    b"passthrough=auto": {"passthrough": True, "passthrough_lower": False},
+    b"passthrough=all": {"passthrough": True, "passthrough_lower": True},
+    b"passthrough=off": {"passthrough": False, "passthrough_lower": False},
     b"writeback": {"writeback": True},
     b"nowriteback": {"writeback": False},
     # as fuse-overlayfs says them

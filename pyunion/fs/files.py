@@ -46,11 +46,21 @@ class OpenFile:
 class OpenFiles:
     """All open files of the mount."""
 
-    def __init__(self, copier: Copier, gids: Mapping, *, writeback: bool, sync: bool, noatime: bool = False) -> None:
+    def __init__(
+        self,
+        copier: Copier,
+        gids: Mapping,
+        *,
+        writeback: bool,
+        sync: bool,
+        noatime: bool = False,
+        pass_lower: bool = False,
+    ) -> None:
         self._copier = copier
         self._noatime = os.O_NOATIME if noatime and os.geteuid() == 0 else 0
         self._gids = gids
         self.writeback = writeback  # the kernel collects writes, and knows better than the branch until it sends them
+        self._pass_lower = pass_lower
         self._sync = sync
         self._on_disk = OnDisk()
         self._lost = 0  # the errno of a write to the disk that failed, where nothing is synced
@@ -67,7 +77,7 @@ class OpenFiles:
     def node_of(self, fd: int) -> int:
         """The number of the file behind a handle; 0 if it is none."""
         opened = self._open.get(fd)
-        return 0 if opened is None else opened.file.ino
+        return 0 if opened is None else opened.file.id
 
     async def open(self, file: File, flags: int, caller: Caller) -> int:
         """Open a regular file; one that will be written is brought into upper first. Returns the handle."""
@@ -125,9 +135,10 @@ class OpenFiles:
 
     def may_pass_through(self, file: File) -> bool:
         """Whether the kernel may read and write the file by itself, as long as it has it open: its data must not move.
-        What is in a lower branch does, at the first write. A set-id bit goes by a write, of which we hear only so; and
-        what chattr(1) has said lets nobody write but us, who know it."""
-        if self._copier.is_read_only:
+        What is in a lower branch does, at the first write: who has it open by then would go on to read the lower one,
+        which the user may allow. A set-id bit goes by a write, of which we hear only so; and what chattr(1) has said
+        lets nobody write but us, who know it."""
+        if self._copier.is_read_only or (self._pass_lower and file.data_below() is not None):
             return True
         if not file.in_upper or file.data is not None or file.protection:
             return False
@@ -173,7 +184,7 @@ class OpenFiles:
         opened = self._open[fd]
         opened.file.written = True
         if (drops_setid or opened.clears_setid) and _drop_setid(opened.file, opened.file.stat(), opened.in_group):
-            self.changed_modes.append(opened.file.ino)
+            self.changed_modes.append(opened.file.id)
         return written
 
     def leaves_stale(self, fd: int) -> int | None:
@@ -181,7 +192,7 @@ class OpenFiles:
         clears the cache before a direct write and not after it, when another process may have read meanwhile."""
         opened = self._open[fd]
         if opened.bypasses_cache and any(not self._open[other].bypasses_cache for other in opened.file.fds or ()):
-            return opened.file.ino
+            return opened.file.id
         return None
 
     def is_written(self, file: File) -> bool:
@@ -215,10 +226,10 @@ class OpenFiles:
     def _changed(self, file: File, caller: Caller) -> None:
         file.written = True
         if clear_setid(file, caller, self._gids):
-            self.changed_modes.append(file.ino)
+            self.changed_modes.append(file.id)
 
-    def release(self, fd: int) -> File:
-        """The kernel has closed the handle; of which file."""
+    def release(self, fd: int) -> None:
+        """The kernel has closed the handle."""
         file = self._open.pop(fd).file
         self._direct.discard(fd)
         if file.fds is not None:
@@ -226,7 +237,6 @@ class OpenFiles:
         if self.writeback and file.written:
             self._put_back_mtime(fd, file)
         os.close(fd)
-        return file
 
     @staticmethod
     def _note_mtime(file: File, truncates: bool) -> None:

@@ -36,6 +36,7 @@ class Settings(NamedTuple):
     metacopy: bool = False
     writeback: bool = True
     passthrough: bool = True  # rather than writeback, where the kernel has both
+    passthrough_lower: bool = False  # of lower files as well, although copy_up moves their data
     noatime: bool = False  # reading moves no access times in upper
     sync: bool = True  # copies are on disk before they appear, fsync reaches the branch
     rename_whiteout: bool = True
@@ -81,6 +82,7 @@ class FileSystem:
             writeback=settings.writeback,
             sync=settings.sync,
             noatime=settings.noatime,
+            pass_lower=settings.passthrough_lower,
         )
         self.listings = Listings(self.lookup)
         self.attributes = Attributes(self.copier, settings.xattr_prefix, settings.owners)

@@ -21,12 +21,13 @@ ROOT = 1
 class Node:
     """What file and directory nodes have in common. `parent` and `name` are its place in the union."""
 
-    __slots__ = ("copied", "dead", "hidden_links", "ino", "lookups", "name", "parent", "protection")
+    __slots__ = ("copied", "dead", "hidden_links", "id", "ino", "lookups", "name", "parent", "protection")
 
     is_dir = False
 
     def __init__(self, parent: Directory | None, name: bytes) -> None:
-        self.ino = 0
+        self.ino = 0  # what users see
+        self.id = 0  # what the kernel calls it: the same, but for a file that was renewed
         self.lookups = 0  # references that the kernel has and has not given back by forget
         self.parent = parent
         self.name = name
@@ -61,7 +62,8 @@ class File(Node):
     """
 
     __slots__ = (
-        "aliases", "data", "dir", "fds", "index", "key", "lower_links", "pin", "real", "told_mtime_ns", "written",
+        "aliases", "data", "dir", "fds", "former", "index", "key", "lower_links", "pin", "real", "told_mtime_ns",
+        "written",
     )  # fmt: skip
 
     def __init__(self, parent: Directory, name: bytes, directory: Dir, real: bytes) -> None:
@@ -71,6 +73,7 @@ class File(Node):
         self.pin = -1
         self.data: tuple[Dir, bytes] | None = None  # where the data are, for a metadata-only copy
         self.fds: list[int] | None = None  # open descriptors, each of which is a file handle of the kernel's
+        self.former: dict[int, int] | None = None  # ids from before it was renewed, and the kernel's references to them
         self.key: tuple[int, int] | None = None  # device and inode number, where there are other names
         self.aliases: list[tuple[Directory, bytes]] | None = None  # further names that were looked up
         self.index: bytes | None = None  # its name in the index
@@ -82,6 +85,10 @@ class File(Node):
     @property
     def in_upper(self) -> bool:
         return self.dir.branch.is_upper
+
+    def data_below(self) -> tuple[Dir, bytes] | None:
+        """Where in a lower branch its data are; None if they are in upper, and do not move any more."""
+        return self.data if self.in_upper else self.data or (self.dir, self.real)
 
     def at(self, directory: Dir, real: bytes) -> None:
         """The object has come to another place of upper."""
@@ -143,7 +150,7 @@ class Table:
     """All nodes. The file system has one."""
 
     def __init__(self, root: Directory, numbers: Numbers) -> None:
-        root.ino = ROOT
+        root.ino = root.id = ROOT
         root.lookups = 1
         self.root = root
         self.nodes: dict[int, Node] = {ROOT: root}
@@ -156,7 +163,7 @@ class Table:
         number = self._numbers.of(device, ino)
         if number is None or number in self.nodes:
             number = self._numbers.make_up()
-        node.ino = number
+        node.ino = node.id = number
         self.nodes[number] = node
         if node.parent is not None and not node.dead:
             node.parent.children[node.name] = node
@@ -178,18 +185,44 @@ class Table:
             node = self.nodes.get(ino)
             if node is None:
                 continue
-            node.lookups -= count
+            if ino == node.id:
+                node.lookups -= count
+            elif isinstance(node, File) and node.former is not None:
+                self._forget_former(node, ino, count)
             if node.lookups <= 0:
                 self.release(node)
+
+    def renew(self, file: File) -> None:
+        """The kernel gets to know the file by another id, at its next look-up, and so as a file that nobody has open
+        yet. Those who have it open go on by the one before; users see one number. It keeps that to itself."""
+        former = file.former or {}
+        former[file.id] = file.lookups
+        file.former = former
+        file.id, file.lookups = self._numbers.make_up(), 0
+        self.nodes[file.id] = file
+
+    def _forget_former(self, file: File, number: int, count: int) -> None:
+        assert file.former is not None
+        left = file.former[number] - count
+        if left > 0:
+            file.former[number] = left
+            return
+        del file.former[number]
+        if number != file.ino:
+            del self.nodes[number]
+        if not file.former:
+            file.former = None
 
     def release(self, node: Node | None) -> None:
         """Drop a node that nobody refers to, and then its parents, as far as that holds for them."""
         while node is not None and node.lookups <= 0 and node is not self.root:
             if node.is_dir and node.children:  # type: ignore[attr-defined]
                 return
-            if self.nodes.get(node.ino) is not node:
+            if self.nodes.get(node.id) is not node or (isinstance(node, File) and node.former):
                 return
-            del self.nodes[node.ino]
+            del self.nodes[node.id]
+            if node.id != node.ino:
+                del self.nodes[node.ino]
             parent = node.parent
             if parent is not None and parent.children.get(node.name) is node:
                 del parent.children[node.name]

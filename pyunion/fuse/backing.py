@@ -1,17 +1,21 @@
 """Passthrough: open files that the kernel reads and writes by itself, with the speed of the branch.
 
 The kernel is given a descriptor of the branch's file, under a number, and sends no more requests for data (Linux 6.9,
-FUSE_DEV_IOC_BACKING_OPEN in linux/fuse.h). Owns these numbers. All descriptors of a file that are open at a time have
-to be alike: with the same number, or without. Which files may be passed through is pyunion/fs/files.py.
+FUSE_DEV_IOC_BACKING_OPEN in linux/fuse.h). Owns these numbers. All descriptors that are open at a time on what the
+kernel takes for one file have to be alike: with the same number, or without. So when the data of a lower file have
+moved while somebody reads them there, the kernel has to get to know the file anew (Table.renew) before it is opened
+again. Which files may be passed through is pyunion/fs/files.py.
 """
 
 from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import struct
 from collections.abc import Callable
 
+from pyunion.branch.dirs import Dir
 from pyunion.fs.callers import without_fsetid
 from pyunion.fs.files import OpenFiles
 from pyunion.fs.nodes import File
@@ -24,39 +28,65 @@ _BACKING_MAP = struct.Struct("=iIQ")
 _BACKING_ID = struct.Struct("=I")
 
 
+class _Opened:
+    """What the kernel takes for one file, while that is open."""
+
+    __slots__ = ("below", "fds", "number")
+
+    def __init__(self, number: int, below: tuple[Dir, bytes] | None) -> None:
+        self.number = number  # the kernel's, for what it reads and writes by itself; else 0
+        self.below = below  # where that is, see File.data_below()
+        self.fds = 0  # how many descriptors
+
+
 class Backing:
     """The numbers that the kernel has for files of one session."""
 
     def __init__(self, files: OpenFiles, session_fd: Callable[[], int]) -> None:
         self._files = files
         self._session_fd = session_fd
-        self._ids: dict[int, int] = {}  # by node
+        self._opened: dict[int, _Opened] = {}  # by the id of the node
+        self._id_of: dict[int, int] = {}  # by the descriptor
+        self._refused: set[int] = set()  # devices whose files cannot be passed through
         self.granted = False
 
     def __len__(self) -> int:
         """How many files are being passed through."""
-        return len(self._ids)
+        return sum(1 for opened in self._opened.values() if opened.number)
 
-    def __contains__(self, ino: int) -> bool:
-        """Whether a node is being passed through."""
-        return ino in self._ids
+    def __contains__(self, id_: int) -> bool:
+        """Whether a file is being passed through."""
+        opened = self._opened.get(id_)
+        return opened is not None and opened.number != 0
 
-    def of(self, file: File, fd: int) -> int:
-        """The number for a descriptor that was just opened; 0 if it is read and written by requests."""
+    def is_outdated(self, id_: int, file: File) -> bool:
+        """Whether a file is being passed through from where its data are no more."""
+        opened = self._opened.get(id_)
+        return opened is not None and opened.number != 0 and opened.below != file.data_below()
+
+    def of(self, id_: int, file: File, fd: int) -> int:
+        """The kernel's number for a descriptor that was just opened by an id of the file; 0 if requests read and write
+        it."""
         if not self.granted:
             return 0
-        known = self._ids.get(file.ino, 0)
-        if known or (file.fds is not None and len(file.fds) > 1):
-            return known
+        opened = self._opened.get(id_)
+        if opened is None:
+            opened = self._opened[id_] = _Opened(self._pass(file, fd), file.data_below())
+        opened.fds += 1
+        self._id_of[fd] = id_
+        return opened.number
+
+    def _pass(self, file: File, fd: int) -> int:
+        """Begin to pass a file through, if that may be."""
         try:
-            if not self._files.may_pass_through(file):
-                return 0
-            known = self._open(fd)
+            return self._open(fd) if self._files.may_pass_through(file) else 0
         except OSError as error:  # ELOOP from a file system that is stacked itself
-            log.info("%r is not passed through: %s", file.name, error.strerror)
+            device = os.fstat(fd).st_dev
+            if device not in self._refused:
+                self._refused.add(device)
+                where = f"{os.major(device)}:{os.minor(device)}"
+                log.info("files of device %s are not passed through: %s", where, error.strerror)
             return 0
-        self._ids[file.ino] = known
-        return known
 
     def _open(self, fd: int) -> int:
         """Whatever is written by the kernel is written in our name; setuid and setgid have to go all the same."""
@@ -64,9 +94,14 @@ class Backing:
             # a mutable buffer: with an immutable one the result is lost
             return int(fcntl.ioctl(self._session_fd(), _BACKING_OPEN, bytearray(_BACKING_MAP.pack(fd, 0, 0))))
 
-    def released(self, file: File) -> None:
-        """A descriptor of the file was closed."""
-        if not file.fds:
-            known = self._ids.pop(file.ino, 0)
-            if known:
-                fcntl.ioctl(self._session_fd(), _BACKING_CLOSE, _BACKING_ID.pack(known))
+    def released(self, fd: int) -> None:
+        """A descriptor was closed."""
+        id_ = self._id_of.pop(fd, None)
+        if id_ is None:
+            return
+        opened = self._opened[id_]
+        opened.fds -= 1
+        if not opened.fds:
+            del self._opened[id_]
+            if opened.number:
+                fcntl.ioctl(self._session_fd(), _BACKING_CLOSE, _BACKING_ID.pack(opened.number))

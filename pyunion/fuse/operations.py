@@ -39,6 +39,11 @@ def drop_attributes(number: int) -> None:
     pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=True)
 
 
+def drop_name(parent: int, name: bytes) -> None:
+    """Let the kernel look a name up again when it is next used. At once would wait for who uses the directory now."""
+    pyfuse3.invalidate_entry_async(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name), ignore_enoent=True)
+
+
 def tell_modes(files: OpenFiles) -> None:
     """Tell the kernel that modes have changed by writes: it would go on to honour a setuid bit that is gone."""
     while files.changed_modes:

@@ -25,7 +25,7 @@ from pyunion.fuse import layout, tally, wire
 from pyunion.fuse.backing import Backing
 from pyunion.fuse.guard import errno_of, in_flight
 from pyunion.fuse.layout import Op
-from pyunion.fuse.operations import drop_attributes, send_and_drop_pages, tell_modes
+from pyunion.fuse.operations import drop_attributes, drop_name, send_and_drop_pages, tell_modes
 
 _RETRY_COPY = 1 << 30  # copy_file_range(2) may copy less; the caller asks again for the rest
 
@@ -140,7 +140,11 @@ class RawRequests:
     def _valid_s(self, node: Node, st: os.stat_result) -> int:
         """How long the kernel may keep attributes. Writes that pass us by change them: after write(2) it knows to ask
         again, but not that a setuid bit is gone; and of writes to a mapping it knows nothing, not even the times."""
-        if node.ino not in self._backing or not isinstance(node, File):
+        if not isinstance(node, File):
+            return layout.FOREVER_S
+        if node.former:  # the kernel takes it for several files
+            return 0
+        if node.id not in self._backing:
             return layout.FOREVER_S
         unseen = st.st_mode & (S_ISUID | S_ISGID) or self._fs.files.may_be_mapped(node)
         return 0 if unseen else layout.FOREVER_S
@@ -148,13 +152,13 @@ class RawRequests:
     def _entry(self, node: Node, st: os.stat_result) -> bytes:
         """A reply that gives the kernel a reference to the node."""
         node.lookups += 1
-        return layout.entry_reply(node.ino, self._attributes(node, st), self._valid_s(node, st))
+        return layout.entry_reply(node.id, self._attributes(node, st), self._valid_s(node, st))
 
     def _attr(self, node: Node, st: os.stat_result) -> bytes:
         return layout.attr_reply(self._attributes(node, st), self._valid_s(node, st))
 
-    def _opened(self, file: File, fd: int) -> bytes:
-        backing = self._backing.of(file, fd)
+    def _opened(self, number: int, file: File, fd: int) -> bytes:
+        backing = self._backing.of(number, file, fd)
         if backing:
             return layout.open_reply(fd, layout.FOPEN_PASSTHROUGH, backing)
         direct = layout.FOPEN_DIRECT_IO if self._fs.files.is_direct(fd) else 0
@@ -276,13 +280,27 @@ class RawRequests:
 
     # -- files ------------------------------------------------------------------------------------------------
 
-    async def _open(self, request: Request, body: bytes) -> bytes:
+    async def _open(self, request: Request, body: bytes) -> bytes | int:
         flags, _ = layout.OPEN.unpack(body)
         file = self._fs.file(request.node)
-        reply = self._opened(file, await self._fs.files.open(file, flags, request))
-        if file.ino in self._backing and self._fs.files.may_be_mapped(file):
-            drop_attributes(file.ino)
+        fd = await self._fs.files.open(file, flags, request)
+        if self._backing.is_outdated(request.node, file) and (request.node == file.id or flags & os.O_ACCMODE):
+            self._fs.files.release(fd)
+            if request.node == file.id:
+                self._renew(file)
+            return errno.ESTALE  # the kernel then looks the name up anew, if it has one, and opens what it finds
+        reply = self._opened(request.node, file, fd)
+        if file.id in self._backing and self._fs.files.may_be_mapped(file):
+            drop_attributes(file.id)
         return reply
+
+    def _renew(self, file: File) -> None:
+        drop_attributes(file.id)
+        for parent, name in file.aliases or ():
+            drop_name(parent.id, name)
+        if file.aliases and file.parent is not None:  # it may be any of the names that was opened
+            drop_name(file.parent.id, file.name)
+        self._fs.table.renew(file)
 
     def _create(self, request: Request, body: bytes) -> bytes:
         flags, mode, umask = layout.CREATE.unpack_from(body)
@@ -299,7 +317,7 @@ class RawRequests:
 
     def _created(self, file: File, st: os.stat_result, fd: int, flags: int, caller: Request) -> bytes:
         self._fs.files.add_new(fd, file, st, flags, caller)
-        opened = self._opened(file, fd)
+        opened = self._opened(file.id, file, fd)
         return self._entry(file, st) + opened
 
     async def _read(self, node: int, body: bytes) -> bytes | memoryview:
@@ -319,7 +337,8 @@ class RawRequests:
 
     def _release(self, node: int, body: bytes) -> bytes:
         (fh,) = layout.HANDLE.unpack_from(body)
-        self._backing.released(self._fs.files.release(fh))
+        self._fs.files.release(fh)
+        self._backing.released(fh)
         return b""
 
     async def _fsync(self, node: int, body: bytes) -> bytes:
@@ -363,7 +382,7 @@ class RawRequests:
         for name, node, st, following in fs.listings.entries(fs.directory(number), offset):
             is_dot = following <= DOTS  # which gives no reference
             attr = self._attributes(node, st)
-            entry = layout.entry_reply(0 if is_dot else node.ino, attr, self._valid_s(node, st))
+            entry = layout.entry_reply(0 if is_dot else node.id, attr, self._valid_s(node, st))
             shown = fs.root_number if node.ino == ROOT else node.ino
             part = layout.directory_entry(entry, shown, following, st.st_mode, name)
             room -= len(part)

@@ -297,3 +297,27 @@ def test_it_goes_on_over_a_kill(pyunion: Union) -> None:
     pyunion.forget()
     pyunion.mount()
     assert told("status", pyunion.at)["pid"] == pyunion.daemon.pid
+
+
+def test_files_that_the_kernel_knows_twice_are_forgotten_twice(pyunion: Union) -> None:
+    """With passthrough=all: who has a lower file open keeps it when it is written."""
+    for number in range(20):
+        write(pyunion.low / f"f{number}", "lower")
+    pyunion.mount("passthrough=all")
+    before = told("status", "--json", pyunion.at)
+    held = [(pyunion.at / f"f{number}").open() for number in range(20)]
+    for number in range(20):
+        append(pyunion.at / f"f{number}", "+")
+        assert (pyunion.at / f"f{number}").read_text() == "lower+"
+    status = told("status", "--json", pyunion.at)
+    assert status["cache"]["nodes"] == before["cache"]["nodes"] + 40
+    assert status["passthrough"]["files"] == 20
+    for file in held:
+        assert file.read() == "lower"
+        file.close()
+    for number in range(0, 20, 2):
+        (pyunion.at / f"f{number}").unlink()
+    run("sh", "-c", "echo 2 > /proc/sys/vm/drop_caches")
+    status = told("status", "--json", pyunion.at)
+    assert status["cache"]["nodes"] == before["cache"]["nodes"]
+    assert status["passthrough"]["files"] == 0

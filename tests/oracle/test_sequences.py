@@ -43,6 +43,7 @@ class Side:
 
     def __init__(self, base: Path, kind: type[Mount], contents: list[list[Thing]], histories: list[list[Op]]) -> None:
         self.kind = kind
+        self.options: list[str] = []  # besides those of both sides
         self.base = base
         self.point = base / "union"
         self.point.mkdir(parents=True)
@@ -67,7 +68,7 @@ class Side:
     @contextmanager
     def mounted(self, kind: type[Mount] | None = None) -> Iterator[Path]:
         mount = (kind or self.kind)(self.point)
-        mount.start(Layers(self.lowers, self.upper, self.work), ["index=on"])
+        mount.start(Layers(self.lowers, self.upper, self.work), ["index=on", *(self.options if kind is None else [])])
         try:
             yield self.point
         except BaseException:
@@ -124,11 +125,19 @@ def test_the_same_operations_have_the_same_results(
 SEEDS = int(os.environ.get("PYUNION_SEEDS", "6"))
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
-def test_a_long_walk(memory: Path, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "option"),
+    [
+        *((seed, "passthrough=auto") for seed in range(SEEDS)),
+        *((seed, "passthrough=all") for seed in range(SEEDS // 3)),
+        *((seed, "passthrough=off") for seed in range(SEEDS // 6)),
+    ],
+)
+def test_a_long_walk(memory: Path, seed: int, option: str) -> None:
     """Operations that are chosen by what exists, so that most succeed, with a remount now and then."""
     random = Random(seed)
     with two_sides(memory, [[]], []) as (ours, kernel):
+        ours.options.append(option)
         lowers = [snapshot(lower) for lower in ours.lowers]
         for leg in range(4):
             with ours.mounted() as our_root, kernel.mounted() as kernel_root:

@@ -145,6 +145,103 @@ def test_what_is_done_with_a_descriptor_is_seen_in_the_attributes(union: Union, 
             os.close(source)
 
 
+_ALL = "passthrough=all"
+
+
+def mount_all(union: Union, *options: str) -> None:
+    union.mount(*options, *([_ALL] if union.kind == "pyunion" else []))
+
+
+def test_with_all_lower_files_pass_the_daemon_by(pyunion: Union) -> None:
+    (pyunion.low / "f").write_bytes(os.urandom(_SIZE))
+    pyunion.mount(_ALL)
+    assert pyunion.daemon.bytes_moved(lambda: read_anew(pyunion.at / "f")) < _LITTLE
+    run("cmp", pyunion.at / "f", pyunion.low / "f")
+
+
+@pytest.mark.parametrize("metacopy", ["metacopy=off", "metacopy=on"])
+@pytest.mark.parametrize(
+    "change", ["append", "truncate", "open with O_TRUNC", "chmod and append", "mmap", "append to g"]
+)
+def test_with_all_those_who_have_a_lower_file_open_keep_it_and_others_see_what_is_written(
+    union: Union, change: str, metacopy: str
+) -> None:
+    """As the kernel's overlayfs has it for mappings. There is one file, by its number and its names."""
+    write(union.low / "f", "lower" * 1000)
+    os.link(union.low / "f", union.low / "g")
+    union.compare_with_kernel = False  # by layers only, where the names of an indexed file part
+    mount_all(union, metacopy, "index=on")
+    path, other = union.at / "f", union.at / "g"
+    number = path.stat().st_ino
+    with path.open("rb") as old, mmap.mmap(old.fileno(), 0, prot=mmap.PROT_READ) as mapped, other.open("rb") as by_g:
+        assert mapped[:5] == b"lower"
+        expected = b"lower" * 1000
+        match change:
+            case "append" | "append to g":
+                append(path if change == "append" else other, "+")
+                expected += b"+"
+            case "truncate":
+                os.truncate(path, 7)
+                expected = expected[:7]
+            case "open with O_TRUNC":
+                path.write_text("new")
+                expected = b"new"
+            case "chmod and append":
+                path.chmod(0o600)
+                assert other.read_bytes() == expected
+                append(path, "+")
+                expected += b"+"
+            case "mmap":
+                with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+                    data[0] = ord("L")
+                    data.flush()
+                expected = b"L" + expected[1:]
+        assert mapped[:5] == b"lower"
+        for name in (path, other):
+            assert name.read_bytes() == expected
+            with name.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+                assert data[:] == expected
+                assert os.fstat(file.fileno()).st_ino == number
+            st = name.stat()
+            assert (st.st_ino, st.st_nlink, st.st_size) == (number, 2, len(expected))
+        for descriptor in (old, by_g):
+            st = os.fstat(descriptor.fileno())
+            assert (st.st_ino, st.st_nlink, st.st_size) == (number, 2, len(expected))
+        if union.kind == "pyunion":
+            assert os.pread(old.fileno(), 5, 0) == b"lower"
+            again = os.open(f"/proc/self/fd/{old.fileno()}", os.O_RDONLY)
+            assert os.pread(again, 5, 0) == b"lower"
+            os.close(again)
+            with pytest.raises(OSError, match="Stale"):
+                os.open(f"/proc/self/fd/{old.fileno()}", os.O_RDWR)
+    append(other, "end")
+    assert path.read_bytes() == expected + b"end"
+    assert (union.low / "f").read_text() == "lower" * 1000
+    union.remount()
+    assert path.read_bytes() == expected + b"end"
+    assert path.stat().st_ino == number
+
+
+def test_with_all_a_running_program_keeps_its_file(union: Union) -> None:
+    (union.low / "prog").write_bytes(Path("/bin/sleep").read_bytes())
+    (union.low / "prog").chmod(0o755)
+    mount_all(union)
+    program = union.at / "prog"
+    with subprocess.Popen([program, "1000"]) as running:
+        try:
+            with pytest.raises(OSError, match="Text file busy"):
+                program.open("r+b")
+            program.chmod(0o700)
+            assert run(program, "--version").startswith("sleep")
+            program.unlink()
+            program.write_text("#!/bin/sh\necho new\n")
+            program.chmod(0o755)
+            assert run(program) == "new\n"
+            assert running.poll() is None
+        finally:
+            running.kill()
+
+
 def test_noatime_holds_for_what_is_read(pyunion: Union) -> None:
     write(pyunion.top / "f", "text")
     os.utime(pyunion.top / "f", (1, 1))
