@@ -158,6 +158,8 @@ class Lowlevel:
             self._parked.unpark_all()
 
     async def _park(self) -> None:
+        if self._closed:  # since the caller has looked: nobody will wake it
+            return
         if self._sentinel:
             await self._parked.park()
             return

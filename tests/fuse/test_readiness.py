@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from pyunion.fuse import readiness, wire
 from pyunion.fuse.readiness import Facade, Lowlevel
 
 
@@ -141,6 +142,31 @@ async def test_closing_ends_every_waiting_worker(pipe: Pipe) -> None:
             await trio.testing.wait_all_tasks_blocked(cushion=0.02)
             pipe.wait.notify_closing(pipe.reader)
     assert ended == 3
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_closing_at_any_moment_ends_a_worker_whom_the_extension_serves(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """Also between two of its looks, when it is not waiting for anything."""
+    monkeypatch.setattr(wire, "serves", lambda: True)
+    monkeypatch.setattr(wire, "serve", lambda *_: wire.Served.NOTHING)
+    monkeypatch.setattr(readiness, "LINGER_S", -1)
+    ended = trio.Event()
+
+    async def worker() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await pipe.wait.wait_readable(pipe.reader)
+        ended.set()
+
+    await pipe.wait._set_up(pipe.reader)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker)
+            for _ in range(turns):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            pipe.wait.notify_closing(pipe.reader)
+            await ended.wait()
 
 
 def test_the_facade_is_trio_but_for_the_wait() -> None:
