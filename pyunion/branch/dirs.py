@@ -52,6 +52,13 @@ class DirCache:
             else:
                 directory.close()
 
+    def close_those_of(self, branch: Branch) -> None:
+        """Close the descriptors in one branch, but for those that cannot be opened again."""
+        for directory in self._open:
+            if directory.branch is branch and not directory.pinned:
+                directory.close()
+        self._open = deque(directory for directory in self._open if directory.open_fd >= 0)
+
 
 class Branch:
     """One branch of the union: its place in the stack, its root, and what kind of marks to read in it."""
@@ -86,6 +93,11 @@ class Branch:
         self.root = Dir(self, None, b"")
         self.root.open_fd = root_fd
         self.root.pinned = True
+
+    def close(self) -> None:
+        """Let go of the branch: nothing in it is reached any more."""
+        self.cache.close_those_of(self)
+        self.root.close()
 
     def __repr__(self) -> str:
         return f"<branch {self.index} {os.fsdecode(self.path)}>"

@@ -34,37 +34,48 @@ class Origins:
     """Which lower objects a handle can name in this mount."""
 
     def __init__(self, lowers: Sequence[Branch], stack: ExitStack) -> None:
+        """`stack` closes it, if close() has not. Of two file systems that cannot be told apart the first one counts."""
         self._mounts: dict[bytes, int] = {}  # UUID -> a descriptor on that file system
         self._uuids: dict[Branch, bytes] = {}
         devices: dict[int, bytes | None] = {}
         for branch in lowers:
             device = os.fstat(branch.root.fd()).st_dev
             if device not in devices:
-                devices[device] = self._identify(branch, stack)
+                devices[device] = self._identify(branch)
             uuid = devices[device]
             if uuid is not None:
                 self._uuids[branch] = uuid
         self._all = len(self._uuids) == len(lowers)
+        stack.callback(self.close)
 
-    def _identify(self, branch: Branch, stack: ExitStack) -> bytes | None:
+    def close(self) -> None:
+        """From now on no handle names anything."""
+        while self._mounts:
+            os.close(self._mounts.popitem()[1])
+
+    def _identify(self, branch: Branch) -> bytes | None:
         """The UUID of a branch's file system if its handles can be opened again; two without a UUID, or with the same
         one, cannot be told apart, so only one counts."""
         fd = os.open(b".", _DIR, dir_fd=branch.root.fd())
-        stack.callback(os.close, fd)
+        uuid = None
+        try:
+            uuid = self._identify_open(branch, fd)
+        finally:
+            if uuid is None or self._mounts.setdefault(uuid, fd) != fd:
+                os.close(fd)
+        return uuid
+
+    def _identify_open(self, branch: Branch, fd: int) -> bytes | None:
         if syscalls.filesystem_type(fd) == _FUSE_SUPER_MAGIC:
             # They name an object as long as it is in memory, and later may name another one.
             log.debug("the file handles of branch %r, which is by FUSE, do not last", branch.path)
             return None
         uuid = filesystem_uuid(fd)
-        mount = self._mounts.get(uuid, fd)
         try:
-            if not _is_found(fd, mount):
-                return None
+            return uuid if _is_found(fd, self._mounts.get(uuid, fd)) else None
         except OSError as error:
             log.debug("no file handles in branch %r: %s", branch.path, error.strerror)
             return None
-        self._mounts[uuid] = mount
-        return uuid
 
     @property
     def usable(self) -> bool:

@@ -59,11 +59,11 @@ def open_upper(
 def upper_branch(path: bytes, fd: int, cache: DirCache, xattr_prefix: bytes | None) -> Branch:
     """The upper branch by a descriptor of its root."""
     branch = Branch(0, path, fd, cache, is_upper=True, xattr_prefix=xattr_prefix)
-    _read_root_mark(branch)
+    read_root_mark(branch)
     return branch
 
 
-def _read_root_mark(branch: Branch) -> None:
+def read_root_mark(branch: Branch) -> None:
     """A root is no entry of any directory, so its mark is read here: whether it has whiteouts in xattr form."""
     if branch.xattr_prefix is not None:
         value = objects.get_mark(branch.root.fd(), b".", branch.xattr_prefix + marks.OPAQUE)
@@ -80,15 +80,21 @@ def open_lowers(
     aufs: bool,
     data_only: int = 0,
 ) -> list[Branch]:
-    """The lower branches, topmost first, the last `data_only` of them for data only; `stack` closes them."""
-    return lower_branches(
-        list(zip(paths, open_readonly(paths, stack), strict=True)),
-        cache,
-        first_index=first_index,
-        xattr_prefix=xattr_prefix,
-        aufs=aufs,
-        data_only=data_only,
-    )
+    """The lower branches, topmost first, the last `data_only` of them for data only; `stack` closes those that are open
+    by then."""
+    with ExitStack() as opened:
+        branches = lower_branches(
+            list(zip(paths, open_readonly(paths, opened), strict=True)),
+            cache,
+            first_index=first_index,
+            xattr_prefix=xattr_prefix,
+            aufs=aufs,
+            data_only=data_only,
+        )
+        opened.pop_all()
+    for branch in branches:
+        stack.callback(branch.root.close)
+    return branches
 
 
 def lower_branches(
@@ -115,7 +121,7 @@ def lower_branches(
             user_marks=xattr_prefix != marks.USER,
             aufs=aufs,
         )
-        _read_root_mark(branch)
+        read_root_mark(branch)
         branches.append(branch)
     return branches
 
