@@ -45,7 +45,7 @@ class Copier:
         self.table = table
         self.upper = upper
         self._work = work
-        self._origins = origins
+        self.origins = origins
         self.metacopy = metacopy
         self.locks = KeyedLock()
         self.progress = Progress()
@@ -90,7 +90,7 @@ class Copier:
         into = node.parent.layers[0]
         lower = node.layers[0]
         flags = fileattr.read_directory(lower.fd())
-        origin = None if self._origins is None else self._origins.of(lower, b"")
+        origin = None if self.origins is None else self.origins.of(lower, b"")
         name = work.stage(lower.fd(), b".", os.fstat(lower.fd()), flags)
         with _discarded_on_failure(work, name):
             self._mark_origin(work, name, origin)
@@ -173,9 +173,9 @@ class Copier:
 
     def _origin_of(self, file: File, st: os.stat_result) -> bytes | None:
         """The origin to store; none for one of several links that part company by their copies."""
-        if self._origins is None or (st.st_nlink > 1 and not self.links.kept) or file.dead:
+        if self.origins is None or (st.st_nlink > 1 and not self.links.kept) or file.dead:
             return None
-        return self._origins.of(file.dir, file.real)
+        return self.origins.of(file.dir, file.real)
 
     async def _stage_data(
         self, work: Work, file: File, staged: bytes, source: copyup.Source, size: int | None

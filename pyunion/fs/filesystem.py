@@ -24,6 +24,7 @@ from pyunion.fs.lookup import Lookup
 from pyunion.fs.nodes import Directory, File, Node, Table
 from pyunion.fs.remove import Remove
 from pyunion.fs.rename import Rename
+from pyunion.fs.restack import Restacking, Stale
 from pyunion.union.ids import NOT_MAPPED, Owners
 from pyunion.union.numbers import Numbers
 
@@ -43,6 +44,19 @@ class Settings(NamedTuple):
     switch_ids: bool = True  # new objects can be made in the caller's name
     xattr_prefix: bytes = b"trusted.overlay."
     owners: Owners = NOT_MAPPED
+
+
+def _number(upper: Branch | None, lowers: Sequence[Branch], data: Sequence[Branch]) -> bool:
+    """Give the branches their places; whether the marks of one count that did not before."""
+    count = False
+    for number, branch in enumerate((*lowers, *data)):
+        branch.index = number + (upper is not None)
+    for branch in lowers[:-1]:
+        count = count or branch.is_last
+        branch.is_last = False
+    # A bottom branch that was none goes on to have its marks read: a metadata-only copy in it has lost its data.
+    lowers[-1].data_below = bool(data)
+    return count
 
 
 class FileSystem:
@@ -93,6 +107,38 @@ class FileSystem:
             self.table, self.lookup, self.copier, self.remove,
             redirects=settings.redirect_dir, rename_whiteout=settings.rename_whiteout,
         )  # fmt: skip
+
+    @property
+    def lowers(self) -> list[Branch]:
+        """The lower branches that are merged, topmost first."""
+        return [layer.branch for layer in self.table.root.lowers]
+
+    @property
+    def data_branches(self) -> list[Branch]:
+        """Those below them that hold nothing but data."""
+        return [layer.branch for layer in self.lookup.data_layers]
+
+    def restack(self, lowers: Sequence[Branch], origins: Origins | None, *, changed_outside: bool = False) -> Stale:
+        """Merge these branches below upper from now on, some of them new; the others keep their order or not. No
+        copy_up may be under way. `origins` are theirs. Returns what the kernel has to be told."""
+        before = self.lowers
+        stay = [branch for branch in before if branch in lowers]
+        every = changed_outside or stay != [branch for branch in lowers if branch in before]
+        every = _number(self.copier.upper, lowers, self.data_branches) or every
+        restacking = Restacking(self.table, self.lookup, every=every, changed_outside=changed_outside)
+        tops = [layer for layer in self.table.root.layers if layer.branch.is_upper]
+        stale = restacking.run([*tops, *(branch.root for branch in lowers)])
+        self.statfs_fd = self.table.root.layers[0].fd()
+        self.name_max = os.fstatvfs(self.statfs_fd).f_namemax
+        if origins is not self.lookup.origins:
+            self.lookup.origins, old = origins, self.lookup.origins
+            self.copier.origins = origins
+            if old is not None:
+                old.close()
+        for branch in before:
+            if branch not in lowers:
+                self.table.remove_branch(branch)
+        return stale
 
     def directory(self, ino: int) -> Directory:
         """The directory node of a number that the kernel has a reference to."""

@@ -163,7 +163,8 @@ class Lookup:
     def _positions(self, parent: Directory, name: bytes, start: int) -> Sequence[int]:
         """Where to look for a name among many layers: in upper, and from the first layer below on that has it.
 
-        Lower branches do not change, so it is enough to list their directories once, after some looks into them.
+        Lower branches do not change (else restack.py forgets what is known), so it is enough to list their directories
+        once, after some looks into them.
         """
         end = len(parent.layers)
         if parent.first_below is None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from errno import ENOENT
 from typing import NamedTuple
 
-from pyunion.branch.dirs import Dir
+from pyunion.branch.dirs import Branch, Dir
 from pyunion.union.numbers import Numbers
 
 ROOT = 1
@@ -38,6 +38,10 @@ class Node:
 
     @property
     def in_upper(self) -> bool:
+        raise NotImplementedError
+
+    def uses(self, branch: Branch) -> bool:
+        """Whether it is reached by a branch."""
         raise NotImplementedError
 
     def address(self) -> tuple[int, bytes]:
@@ -90,6 +94,11 @@ class File(Node):
         """Where in a lower branch its data are; None if they are in upper, and do not move any more."""
         return self.data if self.in_upper else self.data or (self.dir, self.real)
 
+    def uses(self, branch: Branch) -> bool:
+        if self.data is not None and self.data[0].branch is branch:
+            return True
+        return self.pin < 0 and self.dir.branch is branch
+
     def at(self, directory: Dir, real: bytes) -> None:
         """The object has come to another place of upper."""
         if self.index is None:
@@ -133,6 +142,9 @@ class Directory(Node):
     def in_upper(self) -> bool:
         return self.layers[0].branch.is_upper
 
+    def uses(self, branch: Branch) -> bool:
+        return any(layer.branch is branch for layer in self.layers)
+
     @property
     def lowers(self) -> tuple[Dir, ...]:
         return self.layers[1:] if self.in_upper else self.layers
@@ -155,7 +167,10 @@ class Table:
         self.root = root
         self.nodes: dict[int, Node] = {ROOT: root}
         self.linked: dict[tuple[int, int], File] = {}
+        self.removed: dict[Branch, set[int]] = {}  # branches that are none any more, and the nodes that still use them
+        self.moves = 0  # of directories
         self._numbers = numbers
+        self._made_up: dict[int, tuple[int, int]] = {}  # of nodes whose number is no branch's: device, inode number
 
     def add(self, node: Node, device: int, ino: int) -> None:
         """Give the node its number and place. Where the branch's number is taken (a file that is gone but still
@@ -163,10 +178,18 @@ class Table:
         number = self._numbers.of(device, ino)
         if number is None or number in self.nodes:
             number = self._numbers.make_up()
+            self._made_up[number] = (device, ino)
         node.ino = node.id = number
         self.nodes[number] = node
         if node.parent is not None and not node.dead:
             node.parent.children[node.name] = node
+
+    def is_of(self, node: Node, st: os.stat_result) -> bool:
+        """Whether a node of a lower object is that of this one."""
+        made_up = self._made_up.get(node.ino)
+        if made_up is not None:
+            return made_up == (st.st_dev, st.st_ino)
+        return node.ino == self._numbers.of(st.st_dev, st.st_ino)
 
     def add_link(self, file: File, st: os.stat_result) -> None:
         """Remember an object that has, or may have, several names."""
@@ -223,6 +246,7 @@ class Table:
             del self.nodes[node.id]
             if node.id != node.ino:
                 del self.nodes[node.ino]
+            self._made_up.pop(node.ino, None)
             parent = node.parent
             if parent is not None and parent.children.get(node.name) is node:
                 del parent.children[node.name]
@@ -232,7 +256,24 @@ class Table:
                 for layer in node.layers:
                     if layer.parent is not None:
                         layer.close()
+            if self.removed:
+                self._leave(node.ino)
             node = parent
+
+    def remove_branch(self, branch: Branch) -> None:
+        """Close a branch as soon as no node uses it, which may be at once."""
+        users = {number for number, node in self.nodes.items() if node.uses(branch)}
+        if users:
+            self.removed[branch] = users
+        else:
+            branch.close()
+
+    def _leave(self, number: int) -> None:
+        for branch, users in list(self.removed.items()):
+            users.discard(number)
+            if not users:
+                del self.removed[branch]
+                branch.close()
 
     def _close_file(self, file: File) -> None:
         self.forget_key(file)
@@ -286,6 +327,7 @@ class Table:
         """The node's place is another one now."""
         old = node.parent
         assert old is not None
+        self.moves += node.is_dir
         if old.children.get(node.name) is node:
             del old.children[node.name]
         node.parent, node.name = parent, name

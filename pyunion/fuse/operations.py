@@ -22,7 +22,7 @@ from pyunion.fs.attributes import Changes
 from pyunion.fs.files import OpenFiles
 from pyunion.fs.filesystem import FileSystem
 from pyunion.fs.lookup import attributes, link_count
-from pyunion.fs.nodes import ROOT, File, Node
+from pyunion.fs.nodes import ROOT, Directory, File, Node
 from pyunion.fs.waiting import in_thread
 from pyunion.fuse.guard import guarded
 from pyunion.fuse.layout import FOREVER_S
@@ -42,6 +42,12 @@ def drop_attributes(number: int) -> None:
 def drop_name(parent: int, name: bytes) -> None:
     """Let the kernel look a name up again when it is next used. At once would wait for who uses the directory now."""
     pyfuse3.invalidate_entry_async(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name), ignore_enoent=True)
+
+
+def keep_no_miss(directory: Directory, name: bytes) -> None:
+    """Let the kernel not keep that a directory that is gone has no such name, which would keep the directory, and what
+    that is in, for as long as there is memory."""
+    drop_name(directory.ino, name)
 
 
 def tell_modes(files: OpenFiles) -> None:
@@ -112,7 +118,10 @@ class Operations(pyfuse3.Operations):
             fs.cache.trim()
         if len(name) > fs.name_max:
             raise pyfuse3.FUSEError(ENAMETOOLONG)
-        entry = fs.lookup.child(fs.directory(parent), name)
+        directory = fs.directory(parent)
+        entry = fs.lookup.child(directory, name)
+        if entry is None and directory.dead:
+            keep_no_miss(directory, name)
         return self._missing if entry is None else self._entry(*entry)
 
     def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:  # type: ignore[override]

@@ -25,7 +25,7 @@ from pyunion.fuse import layout, tally, wire
 from pyunion.fuse.backing import Backing
 from pyunion.fuse.guard import errno_of, in_flight
 from pyunion.fuse.layout import Op
-from pyunion.fuse.operations import drop_attributes, drop_name, send_and_drop_pages, tell_modes
+from pyunion.fuse.operations import drop_attributes, drop_name, keep_no_miss, send_and_drop_pages, tell_modes
 
 _RETRY_COPY = 1 << 30  # copy_file_range(2) may copy less; the caller asks again for the rest
 
@@ -181,8 +181,13 @@ class RawRequests:
         name = body[:-1]
         if len(name) > fs.name_max:
             return errno.ENAMETOOLONG
-        entry = fs.lookup.child(fs.directory(parent), name)
-        return layout.NO_ENTRY if entry is None else self._entry(*entry)
+        directory = fs.directory(parent)
+        entry = fs.lookup.child(directory, name)
+        if entry is not None:
+            return self._entry(*entry)
+        if directory.dead:
+            keep_no_miss(directory, name)
+        return layout.NO_ENTRY
 
     def _forget(self, node: int, body: bytes) -> None:
         self._fs.table.forget([(node, *layout.FORGET.unpack(body))])
