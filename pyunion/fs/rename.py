@@ -133,7 +133,7 @@ class Rename:
         if not isinstance(node, Directory):
             return
         upper = node.layers[0]
-        if node.lowers:
+        if node.lowers or node.redirect is not None:  # whose branch may come back
             redirect = _redirect(node, node.parent is to)
             if redirect is not None:
                 set_redirect(upper.fd(), b".", upper.branch, redirect)
@@ -219,6 +219,7 @@ class Rename:
         other.parent, other.name = one_parent, one_name
         other_parent.children[other_name] = one
         one_parent.children[one_name] = other
+        self._table.moves += one.is_dir or other.is_dir
         _follow(one, other_dir, other_name)
         _follow(other, one_dir, one_name)
 
