@@ -215,6 +215,43 @@ def _add_log_level(commands: argparse._SubParsersAction[_Parser]) -> None:
     level.add_argument("level", nargs="?", choices=LOG_LEVELS, metavar="LEVEL")
 
 
+def _add_branch(commands: argparse._SubParsersAction[_Parser]) -> None:
+    branch = commands.add_parser(
+        "branch",
+        help="add a lower branch to a mounted union, or remove one",
+        description="Add the lower branch DIR to a mounted union, or remove it. Returns when everybody sees it; open "
+        "files go on. What is in the upper branch stays, and what would be lost with a branch keeps it from going. "
+        "`pyunion status MNT` lists the branches.",
+        allow_abbrev=False,
+    )
+    branch.add_argument("action", choices=("add", "remove"))
+    branch.add_argument("mountpoint", metavar="MNT")
+    branch.add_argument("directory", metavar="DIR")
+    place = branch.add_mutually_exclusive_group()
+    place.add_argument("--position", type=_position, metavar="N", help="as lower branch number N, counted from the top")
+    place.add_argument(
+        "--top", dest="position", action="store_const", const=1, help="above the others, and below upper; the default"
+    )
+    place.add_argument("--bottom", dest="position", action="store_const", const=0, help="below the others")
+
+
+def _position(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("from 1, which is the top")
+    return value
+
+
+def _add_refresh(commands: argparse._SubParsersAction[_Parser]) -> None:
+    refresh = commands.add_parser(
+        "refresh",
+        help="show what was changed in the lower branches from outside",
+        description="Show what was changed in the lower branches from outside. Until then it may or may not be seen.",
+        allow_abbrev=False,
+    )
+    refresh.add_argument("mountpoint", metavar="MNT")
+
+
 def _add_which(commands: argparse._SubParsersAction[_Parser]) -> None:
     which = commands.add_parser(
         "which",
@@ -257,6 +294,8 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction[_Parser]], None]] = {
     "status": _add_status,
     "top": _add_top,
     "log-level": _add_log_level,
+    "branch": _add_branch,
+    "refresh": _add_refresh,
     "which": _add_which,
     "tree": _add_tree,
     "demo": _add_demo,

@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import trio
@@ -31,6 +32,7 @@ from pyunion.fs.filesystem import FileSystem, Settings
 from pyunion.fuse import wire
 from pyunion.fuse.backing import Backing
 from pyunion.fuse.session import Session
+from pyunion.live import Live
 from pyunion.notify import Listener
 from pyunion.union import marks
 from pyunion.union.ids import NO_ID, Owners
@@ -54,26 +56,34 @@ def serve(config: MountConfig, listener: Listener) -> None:
         facts = Facts(config, fs, backing)
         if config.metrics is not None:
             facts.metrics = _serve_metrics(config.metrics, facts, stack)
-        _publish(config, fs, published, stack)
+        board_fd = _published(config, fs, published)
+        stack.callback(os.close, board_fd)
         read_only = config.read_only or config.upper is None
         session = Session(fs, backing, config.mountpoint, config.fsname, config.mount_flags, read_only)
         stack.callback(session.close)
-        server = Server(control, session.recording, facts.status, fs.settings.owners.uids.overflow)
+        live = Live(config, fs, stack, partial(_publish_anew, board_fd, fs=fs, control=published))
+        server = Server(control, session.recording, facts.status, live.change, fs.settings.owners.uids.overflow)
         trio.run(session.serve, listener, server.serve)
 
 
-def _publish(config: MountConfig, fs: FileSystem, control: address.Published, stack: ExitStack) -> None:
-    """Say what is mounted, and where commands find the rest."""
+def _published(config: MountConfig, fs: FileSystem, control: address.Published) -> int:
+    """Say what is mounted, and where commands find the rest; the descriptor that says it."""
     roots = [layer.fd() for layer in (*fs.table.root.layers, *fs.lookup.data_layers)]
     index = fs.lookup.index
-    fd = board.publish(
+    return board.publish(
         config,
         branches=roots,
         index=None if index is None else index.dir.fd(),
         xattr_prefix=os.fsdecode(fs.settings.xattr_prefix),
         control=control,
     )
-    stack.callback(os.close, fd)
+
+
+def _publish_anew(fd: int, config: MountConfig, *, fs: FileSystem, control: address.Published) -> None:
+    """Say it by the same descriptor: who reads has the old text or the new one."""
+    new = _published(config, fs, control)
+    os.dup2(new, fd, inheritable=False)
+    os.close(new)
 
 
 def _serve_metrics(wanted: str, facts: Facts, stack: ExitStack) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
@@ -42,6 +42,28 @@ def prepare(config: MountConfig) -> MountConfig:
         config = replace(config, upper=upper.path, work=work.path)
     _check_fuse()
     return config
+
+
+def check_lower(path: bytes, config: MountConfig, roots: Mapping[bytes, int]) -> bytes:
+    """The resolved path of a further lower branch, once it is known to go with the branches of a running mount, whose
+    paths and descriptors `roots` has. It asks the mount, and so must not be called by who answers for it."""
+    lower = _Directory("lower branch", path)
+    point = os.fsdecode(config.mountpoint)
+    if lower.place.device == os.stat(config.mountpoint).st_dev:
+        raise PyunionError(f"{lower} lies in the union on {point}; name a directory outside of it", ExitCode.BRANCH)
+    lower.check_access(os.R_OK | os.X_OK)
+    for known, fd in roots.items():
+        st = os.fstat(fd)
+        if lower.place == _Place(st.st_dev, st.st_ino):
+            same = "" if known == lower.path else f", as {os.fsdecode(known)}"
+            raise PyunionError(f"{lower} is a branch of {point} already{same}; name each branch once", ExitCode.BRANCH)
+    if config.upper is not None and config.work is not None:
+        _refuse_overlap(_Directory("upper branch", config.upper), lower)
+        _refuse_overlap(_Directory("work directory", config.work), lower)
+    around = _Directory("mount point", os.path.dirname(config.mountpoint))
+    if around.is_inside(lower):
+        _require_clone(around, lower)
+    return lower.path
 
 
 class _Place(NamedTuple):
@@ -164,13 +186,17 @@ def _check_mountpoint_visible(mountpoint: _Directory, lowers: list[_Directory]) 
     """A clone of a lower branch does not show what is mounted in it later; without one the daemon meets itself."""
     for lower in lowers:
         if mountpoint.is_inside(lower) and mountpoint.place != lower.place:
-            try:
-                os.close(syscalls.open_readonly_clone(lower.path))
-            except OSError:
-                raise PyunionError(
-                    f"{mountpoint} lies inside the {lower}, which takes root and Linux 5.12; mount elsewhere",
-                    ExitCode.MOUNT,
-                ) from None
+            _require_clone(mountpoint, lower)
+
+
+def _require_clone(mountpoint: _Directory, lower: _Directory) -> None:
+    try:
+        os.close(syscalls.open_readonly_clone(lower.path))
+    except OSError:
+        raise PyunionError(
+            f"{mountpoint} lies inside the {lower}, which takes root and Linux 5.12; mount elsewhere",
+            ExitCode.MOUNT,
+        ) from None
 
 
 def _check_mountpoint_outside(mountpoint: _Directory, upper: _Directory, work: _Directory) -> None:

@@ -69,6 +69,8 @@ def _draw(console: Console, status: dict[str, Any]) -> None:
     console.print(_branches(status["branches"]))
     for name, text in _lines(status):
         drawing.say(console, f"  {name:<12}{text}")
+    for path in status.get("removed", ()):  # which an older daemon does not tell
+        drawing.say(console, f"  removed     {printable(path)}: something of it is still in use")
     for copy in status["copy_ups"]["running"]:
         done = f"{size(copy['bytes'])} of {size(copy['total'])}, {duration(copy['seconds'])}"
         drawing.say(console, f"  copying     {printable(copy['path'])}: {done}")

@@ -47,11 +47,13 @@ def daemon_of(mount: Mounted) -> tuple[int, dict[str, Any]]:
 class Connection:
     """A conversation with the daemon of one mount; a context manager."""
 
-    def __init__(self, mount: Mounted) -> None:
+    def __init__(self, mount: Mounted, patience_s: float | None = None) -> None:
+        """`patience_s` is for each answer, where it may take longer than others."""
+        self._patience_s = _PATIENCE_S if patience_s is None else patience_s
         self._point = os.fsdecode(mount.point)
         pid, published = daemon_of(mount)
         try:
-            self._socket = address.connect(pid, published["daemon"]["control"], _PATIENCE_S)
+            self._socket = address.connect(pid, published["daemon"]["control"], self._patience_s)
         except OSError as error:
             why = "it does not answer" if isinstance(error, BlockingIOError) else error.strerror
             raise PyunionError(f"cannot reach the daemon of {self._point} (process {pid}): {why}") from None
@@ -73,11 +75,14 @@ class Connection:
         try:
             line = self._lines.readline()
         except OSError as error:
-            why = f"has not answered for {_PATIENCE_S:.0f} s" if isinstance(error, TimeoutError) else error.strerror
+            silent = isinstance(error, TimeoutError)
+            why = f"has not answered for {self._patience_s:.0f} s" if silent else error.strerror
             raise PyunionError(f"the daemon of {self._point}: {why}; its log may say more") from None
         if not line.endswith(b"\n"):
             raise PyunionError(f"the daemon of {self._point} has ended")
         answer = json.loads(line)
         if "error" in answer:
+            if "code" in answer:
+                raise PyunionError(answer["error"], ExitCode(answer["code"]))
             raise PyunionError(f"the daemon of {self._point} refused: {answer['error']}")
         return answer["ok"]

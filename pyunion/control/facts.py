@@ -34,22 +34,26 @@ class Facts:
         self._fs = fs
         self._backing = backing
         self._begun = time.monotonic()
-        merged, data = fs.table.root.layers, fs.lookup.data_layers
-        roles = ["upper" if layer.branch.is_upper else "lower" for layer in merged] + ["data"] * len(data)
-        self._branches = list(zip((layer.branch for layer in (*merged, *data)), roles, strict=True))
         self._threads = trio.CapacityLimiter(2)
         self.metrics: str | None = None
         self.mountpoint = config.mountpoint
 
+    def _branches(self) -> list[tuple[Branch, str]]:
+        """Each with its role, topmost first."""
+        merged, data = self._fs.table.root.layers, self._fs.lookup.data_layers
+        roles = ["upper" if layer.branch.is_upper else "lower" for layer in merged] + ["data"] * len(data)
+        return list(zip((layer.branch for layer in (*merged, *data)), roles, strict=True))
+
     async def status(self) -> dict[str, Any]:
         """Everything at once. Waits for branches that do not answer, for _PATIENCE_S at most."""
-        asked = await self._ask_outside()
+        branches = self._branches()
+        asked = await self._ask_outside(branches)
         return {
             "version": __version__,
             "pid": os.getpid(),
             "mountpoint": os.fsdecode(self._config.mountpoint),
             "read_only": self._config.read_only or self._config.upper is None,
-            "branches": [asked.get(branch.path) or _silent(branch, role) for branch, role in self._branches],
+            "branches": [asked.get(branch.path) or _silent(branch, role) for branch, role in branches],
             "descriptors": asked.get(b""),
             **self.counts(),
             "copy_ups": self.copy_ups(),
@@ -65,6 +69,7 @@ class Facts:
             "requests": tally.requests_by_name(),
             "errors": tally.errors(),
             "open_files": len(fs.files),
+            "removed": [os.fsdecode(branch.path) for branch in list(fs.table.removed)],
             "passthrough": {"granted": self._backing.granted, "files": len(self._backing)},
             "cache": {
                 "nodes": len(fs.table.nodes),
@@ -91,7 +96,7 @@ class Facts:
             ],
         }
 
-    async def _ask_outside(self) -> dict[bytes, Any]:
+    async def _ask_outside(self, branches: list[tuple[Branch, str]]) -> dict[bytes, Any]:
         answers: dict[bytes, Any] = {}
 
         async def ask(key: bytes, question: Any) -> None:
@@ -100,14 +105,14 @@ class Facts:
         with trio.move_on_after(_PATIENCE_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(ask, b"", _descriptors)
-                for branch, role in self._branches:
+                for branch, role in branches:
                     nursery.start_soon(ask, branch.path, partial(self._space, branch, role))
         return answers
 
     def _space(self, branch: Branch, role: str) -> dict[str, Any]:
         facts = _silent(branch, role)
         try:
-            fd = branch.root.open_fd
+            fd = branch.root.open_fd  # -1 for one that was removed meanwhile
             space = os.fstatvfs(fd)
             removed = os.fstat(fd).st_nlink == 0
         except OSError as error:

@@ -125,6 +125,7 @@ class _Counts(Collector):
         yield _gauge("open_files", "Open files.", counts["open_files"])
         files = counts["passthrough"]["files"]
         yield _gauge("passed_through_files", "Open files that the kernel reads and writes by itself.", files)
+        yield _gauge("removed_branches", "Removed branches that are still in use.", len(counts["removed"]))
         yield _gauge("nodes", "Objects that the kernel knows.", counts["cache"]["nodes"])
         yield _gauge("cached_directories", "Descriptors of directories of branches.", counts["cache"]["directories"])
 

@@ -7,8 +7,12 @@ One JSON object per line each way, in ASCII; the client asks and the daemon answ
     {"do": "sample", "most": 20}            what was recorded since the last sample on this connection, as
                                             pyunion/fuse/recording.py reports it; the first one begins the recording,
                                             which ends with the connection
+    {"do": "branches", "add": "/a", "position": 2}      other lower branches from now on, see pyunion/live.py; also
+                                            with "remove": a path, or "set": the list of all; {"branches": [paths]}
+    {"do": "refresh"}                       what is in the lower branches is looked at anew
 
-The answer is {"ok": ...} or {"error": "a sentence"}. Owns the limits by which no client can make the daemon grow or
+The answer is {"ok": ...} or {"error": "a sentence"}, with a "code" beside it if the command has an exit status for it.
+Owns the limits by which no client can make the daemon grow or
 keep it from its requests: so many connections, so long a line, so long for a line to come and for an answer to be
 taken, and a pause after each answer. A connection that breaks one is closed, with a sentence where that can be told.
 """
@@ -29,17 +33,20 @@ import trio
 
 from pyunion import logs
 from pyunion.config import LOG_LEVELS
+from pyunion.errors import PyunionError
 from pyunion.fuse.recording import Recorder, Recording
 
 log = logging.getLogger(__name__)
 
 MOST_CONNECTIONS = 16
-LONGEST_LINE = 4096  # bytes
+LONGEST_LINE = 1 << 16  # bytes: a list of hundreds of branches is the longest
 LINE_S = 90.0  # for a line to come, from the answer before it
 ANSWER_S = 5.0  # for an answer to be taken
 PAUSE_S = 0.01
 MOST_SAMPLED = 100
 _RETRY_S = 0.2  # after accept(2) failed, by a limit of descriptors
+
+Change = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
@@ -50,18 +57,20 @@ class _Refusal(Exception):
 
 class Server:
     """Answers on one listening socket. `overflow` is the number that stands for users whom our user namespace does not
-    have, None where there are none; `facts` gives the status."""
+    have, None where there are none; `facts` gives the status; `change` changes the branches, or raises PyunionError."""
 
     def __init__(
         self,
         listener: socket.socket,
         recording: Recording,
         facts: Callable[[], Awaitable[dict[str, Any]]],
+        change: Change,
         overflow: int | None,
     ) -> None:
         self._listener = listener
         self._recording = recording
         self._facts = facts
+        self._change = change
         self._connections = 0
         self._answered = {0, os.geteuid()}
         if overflow is not None and listener.getsockname()[:1] not in (b"\0", "\0"):
@@ -91,7 +100,7 @@ class Server:
                 if refusal is not None:
                     await _send(stream, {"error": refusal})
                 else:
-                    await _Conversation(stream, self._recording, self._facts).run()
+                    await _Conversation(stream, self._recording, self._facts, self._change).run()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass  # the client has gone, or takes no answers
         except Exception:
@@ -115,11 +124,16 @@ class _Conversation:
     """One client, from its first line to its last."""
 
     def __init__(
-        self, stream: trio.SocketStream, recording: Recording, facts: Callable[[], Awaitable[dict[str, Any]]]
+        self,
+        stream: trio.SocketStream,
+        recording: Recording,
+        facts: Callable[[], Awaitable[dict[str, Any]]],
+        change: Change,
     ) -> None:
         self._stream = stream
         self._recording = recording
         self._facts = facts
+        self._change = change
         self._recorder: Recorder | None = None
         self._received = bytearray()
 
@@ -130,6 +144,8 @@ class _Conversation:
                     answer = {"ok": await self._answer(line)}
                 except _Refusal as refusal:
                     answer = {"error": str(refusal)}
+                except PyunionError as error:
+                    answer = {"error": str(error), "code": error.exit_code}
                 await _send(self._stream, answer)
                 await trio.sleep(PAUSE_S)
         finally:
@@ -144,7 +160,7 @@ class _Conversation:
                 if len(received) > LONGEST_LINE:
                     await _send(self._stream, {"error": f"a line has {LONGEST_LINE} bytes at most"})
                     return None
-                more = await self._stream.receive_some(LONGEST_LINE)
+                more = await self._stream.receive_some(4096)
                 if not more:
                     return None
                 received += more
@@ -167,7 +183,9 @@ class _Conversation:
                 return self._log_level(asked.get("level"))
             case "sample":
                 return self._sample(asked.get("most"))
-        raise _Refusal('"do" has to be one of status, log-level and sample')
+            case "branches" | "refresh":
+                return await self._change(asked)
+        raise _Refusal('"do" has to be one of status, log-level, sample, branches and refresh')
 
     @staticmethod
     def _log_level(level: object) -> dict[str, str]:

@@ -73,7 +73,21 @@ class Union:
             assert_same(before, after, f"{lower} was changed (before | after)")
         assert not _left_in(self.work), "files are left in the work directory"
         if self.compare_with_kernel:
-            assert_same(view, self._kernel_view(), "the same branches show different trees (pyunion | kernel)")
+            by_the_kernel = self._view_by(KernelMount(self.at))
+            assert_same(view, by_the_kernel, "the same branches show different trees (pyunion | kernel)")
+
+    def restacked(self, *lowers: Path) -> None:
+        """The test has given the running mount these lower branches, or has changed them from outside."""
+        self._layers = self._layers._replace(lowers=lowers)
+        self._before = self._lower_snapshots()
+
+    def assert_shows_its_branches(self, *, by_the_kernel: bool = True) -> None:
+        """The mount, which goes on, shows what the kernel, or a new mount, makes of the same branches."""
+        elsewhere = self.base / "elsewhere"
+        elsewhere.mkdir(exist_ok=True)
+        view = snapshot(self.at)
+        fresh = self._view_by(KernelMount(elsewhere) if by_the_kernel else PyunionMount(elsewhere))
+        assert_same(view, fresh, "the same branches show different trees (this mount | another one)")
 
     def remount(self) -> None:
         """Unmount and mount again with the same options: what is seen now is what is on disk."""
@@ -97,20 +111,19 @@ class Union:
     def _lower_snapshots(self) -> list[Snapshot]:
         return [snapshot(lower) if self.watch_lowers else {} for lower in self._layers.lowers]
 
-    def _kernel_view(self) -> Snapshot:
-        """The same branches as the kernel shows them, read-only so that looking changes nothing."""
+    def _view_by(self, mount: Mount) -> Snapshot:
+        """The same branches as another mount shows them, read-only so that looking changes nothing."""
         upper = [self._layers.upper] if self._layers.upper else []
         layers = [*upper, *self._layers.lowers]
         if len(layers) == 1:  # overlayfs wants two
             empty = self.base / "empty"
             empty.mkdir(exist_ok=True)
             layers.append(empty)
-        kernel = KernelMount(self.at)
-        kernel.start(Layers(layers, data=self._layers.data), ["metacopy=on"])
+        mount.start(Layers(layers, data=self._layers.data), ["metacopy=on"])
         try:
-            return snapshot(self.at)
+            return snapshot(mount.point)
         finally:
-            kernel.stop()
+            mount.stop()
 
 
 def _left_in(work: Path) -> list[Path]:

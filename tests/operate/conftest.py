@@ -15,6 +15,7 @@ import pytest
 from pyunion import mountinfo
 from pyunion.control.client import Connection
 from tests.cli.command import pyunion as run_pyunion
+from tests.harness.files import make_opaque, make_whiteout, write
 from tests.harness.mounts import PATIENCE
 from tests.harness.union import Union
 
@@ -76,3 +77,33 @@ def slow(scratch: Path, _can_mount: None) -> Iterator[Slow]:
     made = Slow(scratch / "slow")
     yield made
     made.stop()
+
+
+@pytest.fixture
+def three(pyunion: Union) -> Union:
+    """Branches with names of their own and names in common; a fourth one, `more`, is to be added."""
+    for number, branch in enumerate((pyunion.low, pyunion.low2, pyunion.low3), 1):
+        write(branch / f"only{number}", f"{number}")
+        write(branch / "all", f"all of {number}")
+        write(branch / f"dir/only{number}", f"{number}")
+        write(branch / "dir/all", f"dir of {number}")
+        write(branch / f"deep/er/only{number}", f"{number}")
+    write(pyunion.low3 / "hidden", "a file")
+    write(pyunion.low3 / "gone", "a file")
+    write(pyunion.low3 / "turns/file", "in a directory")
+    write(pyunion.low3 / "shut/file", "below")
+    more = pyunion.base / "more"
+    write(more / "appears", "new")
+    write(more / "all", "all of more")
+    write(more / "dir/all", "dir of more")
+    write(more / "dir/appears", "new")
+    write(more / "deep/er/appears", "new")
+    write(more / "new/appears", "new")
+    write(more / "hidden/file", "a directory now")
+    write(more / "turns", "a file now")
+    make_whiteout(more / "gone")
+    write(pyunion.low3 / "mode/file")
+    (more / "mode").mkdir(mode=0o700)
+    make_opaque(more / "shut")
+    write(more / "shut/appears", "new")
+    return pyunion

@@ -181,3 +181,27 @@ def test_a_user_can_remove_what_a_volatile_mount_leaves_for_later_ones(place: Pa
     unmount
     """
     assert as_user(place, way, script) == "last used by a volatile mount\n"
+
+
+_BRANCHES = """
+mkdir more
+echo added > more/added
+echo above > more/file
+$PYUNION mount --lower lower --upper upper --work work mnt
+cat mnt/file
+$PYUNION branch add mnt more
+cat mnt/file mnt/added
+echo changed >> mnt/d/stays
+echo outside > more/outside
+$PYUNION refresh mnt
+$PYUNION branch remove mnt lower
+ls -R mnt
+cat mnt/outside mnt/d/stays
+$PYUNION umount mnt
+"""
+
+
+@pytest.mark.parametrize("way", _WRAPPERS)
+def test_a_user_changes_the_branches_of_his_mount(place: Path, way: str) -> None:
+    said = as_user(place, way, _BRANCHES)
+    assert said == "lower\nabove\nadded\nmnt:\nadded\nd\nfile\noutside\n\nmnt/d:\nstays\noutside\nstays\nchanged\n"
