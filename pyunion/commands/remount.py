@@ -1,8 +1,8 @@
 """`pyunion mount -o remount,...`: other flags for a mount that is there, as mount(8) asks for them.
 
-Owns what can change: the flags that the kernel keeps, read-only first, and the level of the daemon's log. What the
-daemon was built from cannot, and is compared with what it publishes, as mount(8) hands the whole line of fstab to us
-again, and a service its whole file.
+Owns what can change: the flags that the kernel keeps, read-only first, and the level of the daemon's log; and by a
+whole file, as a service has one, the lower branches. What else the daemon was built from cannot, and is compared with
+what it publishes, as mount(8) hands the whole line of fstab to us again, and a service its whole file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pyunion import board, mountinfo, users
+from pyunion.commands.branch import PATIENCE_S
 from pyunion.config import MountConfig, Options
 from pyunion.control import client
 from pyunion.errors import ExitCode, PyunionError
@@ -40,7 +41,9 @@ def run(
     running = _published(users.daemon_of(mount))
     if running is None:
         raise PyunionError(f"cannot remount {shown}: its daemon does not answer for it; unmount it", ExitCode.MOUNT)
-    _check_unchanged(_wanted(options) if whole is None else _all_of(whole), running, shown)
+    wanted = _wanted(options) if whole is None else _all_of(whole)
+    changed = {name for name, value in wanted.items() if value != running.get(name)}
+    _refuse(changed if whole is None else changed - {"lowers"}, shown)
     read_only = options.switches.get("read_only", False) if whole is None else whole.read_only or whole.upper is None
     if not read_only and (running["read_only"] or running["upper"] is None):
         raise PyunionError(
@@ -48,6 +51,9 @@ def run(
             ExitCode.USAGE,
         )
     if not dry:
+        if changed:
+            with client.Connection(mount, PATIENCE_S) as connection:
+                connection.ask("branches", set=wanted["lowers"][: len(wanted["lowers"]) - wanted["data_only"]])
         _apply(mount, read_only, options)
         level = log_level if whole is None else whole.log_level
         if level is not None:
@@ -63,13 +69,12 @@ def _published(daemon: int | None) -> dict[str, Any] | None:
         return None
 
 
-def _check_unchanged(wanted: dict[str, Any], running: dict[str, Any], shown: str) -> None:
+def _refuse(changed: set[str], shown: str) -> None:
     """Whatever is said of the branches, and of the switches that the daemon was built with, has to be so already."""
-    changed = {_BY_OPTION.get(name, name) for name, value in wanted.items() if value != running.get(name)}
     if changed:
+        names = ", ".join(sorted({_BY_OPTION.get(name, name) for name in changed}))
         raise PyunionError(
-            f"cannot change {', '.join(sorted(changed))} of {shown} while it is mounted; unmount it and mount it again",
-            ExitCode.USAGE,
+            f"cannot change {names} of {shown} while it is mounted; unmount it and mount it again", ExitCode.USAGE
         )
 
 

@@ -104,7 +104,7 @@ def test_the_log_level_is_reloaded(machine: Machine, service: Service, before: s
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        ({"lower": ["/srv"]}, "lowerdir"),
+        ({"upper": "/srv"}, "upperdir"),
         ({"upper": None, "work": None}, "upperdir, workdir"),
         ({"options": ["ro", "userxattr"]}, "metacopy, userxattr"),
         ({"options": ["metacopy=on", "squash_to_uid=5"]}, "uidmapping or gidmapping"),
@@ -123,6 +123,25 @@ def test_what_cannot_change_is_refused(
     assert [entry["PRIORITY"] for entry in machine.journal(f"--unit={service.unit}", f"MESSAGE={said}")] == ["3"]
     assert service.show("ActiveState") == "active"
     machine.succeed("touch", f"{service.point}/new")
+    service.stop()
+
+
+def test_the_lower_branches_are_reloaded(machine: Machine, service: Service) -> None:
+    more = service.branches / "more"
+    more.mkdir()
+    (more / "hello").write_text("hello from more\n")
+    service.start()
+    assert machine.succeed("cat", f"{service.point}/hello") == "hello"
+    lowers = [f"/srv/{service.name}/more", f"/srv/{service.name}/lower"]
+    service.say(lower=lowers)
+    machine.succeed("systemctl", "reload", service.unit)
+    assert machine.succeed("cat", f"{service.point}/hello") == "hello from more"
+    service.say(lower=[*lowers, "/srv/nowhere"])
+    assert service.control("reload").returncode
+    assert machine.succeed("cat", f"{service.point}/hello") == "hello from more"
+    service.say(lower=lowers[1:])
+    machine.succeed("systemctl", "reload", service.unit)
+    assert machine.succeed("cat", f"{service.point}/hello") == "hello"
     service.stop()
 
 
