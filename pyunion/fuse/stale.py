@@ -43,7 +43,7 @@ def _forget_name(directory: Directory, name: bytes, known: Node | None) -> None:
 
 def _forget(node: Node) -> None:
     try:
-        pyfuse3.invalidate_inode(pyfuse3.InodeT(node.ino))
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(node.id))
     except OSError as error:
         _say(error)
 
