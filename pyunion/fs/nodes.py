@@ -17,6 +17,8 @@ from pyunion.union.numbers import Numbers
 
 ROOT = 1
 
+Place = tuple[Dir, bytes]  # of an object of a branch: a directory, and a name in it
+
 
 class Node:
     """What file and directory nodes have in common. `parent` and `name` are its place in the union."""
@@ -75,7 +77,7 @@ class File(Node):
         self.dir = directory
         self.real = real
         self.pin = -1
-        self.data: tuple[Dir, bytes] | None = None  # where the data are, for a metadata-only copy
+        self.data: Place | None = None  # where the data are, for a metadata-only copy
         self.fds: list[int] | None = None  # open descriptors, each of which is a file handle of the kernel's
         self.former: dict[int, int] | None = None  # ids from before it was renewed, and the kernel's references to them
         self.key: tuple[int, int] | None = None  # device and inode number, where there are other names
@@ -90,7 +92,7 @@ class File(Node):
     def in_upper(self) -> bool:
         return self.dir.branch.is_upper
 
-    def data_below(self) -> tuple[Dir, bytes] | None:
+    def data_below(self) -> Place | None:
         """Where in a lower branch its data are; None if they are in upper, and do not move any more."""
         return self.data if self.in_upper else self.data or (self.dir, self.real)
 

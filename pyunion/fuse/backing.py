@@ -15,10 +15,9 @@ import os
 import struct
 from collections.abc import Callable
 
-from pyunion.branch.dirs import Dir
 from pyunion.fs.callers import without_fsetid
 from pyunion.fs.files import OpenFiles
-from pyunion.fs.nodes import File
+from pyunion.fs.nodes import File, Place
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ class _Opened:
 
     __slots__ = ("below", "fds", "number")
 
-    def __init__(self, number: int, below: tuple[Dir, bytes] | None) -> None:
+    def __init__(self, number: int, below: Place | None) -> None:
         self.number = number  # the kernel's, for what it reads and writes by itself; else 0
         self.below = below  # where that is, see File.data_below()
         self.fds = 0  # how many descriptors
