@@ -221,9 +221,9 @@ def _root(owners: Owners) -> bool:
 
 
 def _can_pass_through(config: MountConfig, top: _Top | None, owners: Owners) -> bool:
-    """As far as it can be told before the kernel says whether it can. A branch knows nothing of the mount's noatime."""
-    noatime = "noatime" in config.mount_flags
-    return _root(owners) and not noatime and (top is None or not _is_stacked(top.upper.root.fd()))
+    """As far as it can be told before the kernel says whether it can. A branch knows nothing of the mount's flags."""
+    by_requests = "noatime" in config.mount_flags or "sync" in config.mount_flags
+    return _root(owners) and not by_requests and (top is None or not _is_stacked(top.upper.root.fd()))
 
 
 def _is_stacked(fd: int) -> bool:

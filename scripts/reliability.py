@@ -1,4 +1,5 @@
-"""Kills the daemon, its system calls and its clients at every point of every kind of change, and counts what is lost.
+"""Kills the daemon, its system calls, its clients and its power at every point of every kind of change, and counts
+what is lost.
 
 Prints a table: tries, faults survived, losses. The exit status is 1 if anything was lost, and each loss is told. Run as
 root by scripts/reliability.
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from trials import clients, faults, kills
+from trials import clients, faults, kills, power
 from trials.operations import OPERATIONS, Operation
 from trials.union import Home
 
@@ -51,11 +52,20 @@ def interrupted(extension: bool) -> Callable[[Home, Sequence[Operation]], Iterat
     return tries
 
 
+def without_power(home: Home, operations: Sequence[Operation]) -> Iterator[tuple[str, str]]:
+    for kind in power.KINDS:
+        with power.machine(kind, home.base) as machine:
+            for operation in operations:
+                for one in power.walk(machine, operation):
+                    yield f"{operation.name}, power cut on {kind} {one.when}", one.lost
+
+
 ROWS = {
     "killed": Row("daemon killed at a system call", killed),
     "failed": Row("system call fails", failed),
     "clients": Row("client killed", interrupted(True)),
     "bare": Row("client killed, without the extension", interrupted(False)),
+    "power": Row("power cut", without_power),
 }
 
 

@@ -63,6 +63,7 @@ class OpenFiles:
         self._pass_lower = pass_lower
         self._sync = sync
         self._on_disk = OnDisk()
+        self.kernel_writes = False  # what it can it reads and writes by itself
         self._lost = 0  # the errno of a write to the disk that failed, where nothing is synced
         self._open: dict[int, OpenFile] = {}
         self._direct: set[int] = set()
@@ -104,7 +105,20 @@ class OpenFiles:
                 raise
         else:
             self._add(fd, OpenFile(file, flags))
+        if self.kernel_writes and self._may_sync_unseen(file, flags):
+            try:
+                await self.fsync(fd, datasync=False)
+            except OSError:
+                self.release(fd)
+                raise
         return fd
+
+    def _may_sync_unseen(self, file: File, flags: int) -> bool:
+        """Whether the kernel may sync data of a copy by itself, for a mapping or O_DSYNC, while it is not on disk yet
+        that there is a copy. With O_TRUNC its size changes before, and brings that along."""
+        if not (self._sync and file.copied and not file.settled and flags & _WRITES) or flags & os.O_TRUNC:
+            return False
+        return bool(flags & os.O_DSYNC) or flags & os.O_ACCMODE == os.O_RDWR
 
     def _writer(self, file: File, st: os.stat_result, flags: int, caller: Caller) -> OpenFile:
         """The writes themselves do not say whose they are. Only a setgid file is worth the question of the group."""
@@ -254,10 +268,28 @@ class OpenFiles:
             os.utime(fd, ns=(os.fstat(fd).st_atime_ns, file.told_mtime_ns))
 
     async def fsync(self, fd: int, datasync: bool) -> None:
-        if self._sync:
-            await self._on_disk.call(os.fstat(fd).st_size, os.fdatasync if datasync else os.fsync, fd)
-        else:
+        """fsync(2) or fdatasync(2). A copy came by a rename, which fdatasync(2) of ext4 leaves out, so that its data
+        would be where nothing leads to: the first sync is a whole one."""
+        if not self._sync:
             self._tell_of_loss(fd)
+            return
+        file = self._open[fd].file
+        if file.data is not None:
+            await self._sync_metadata(file)
+            return
+        settles = file.in_upper and not file.settled
+        sync = os.fdatasync if datasync and not settles else os.fsync
+        await self._on_disk.call(os.fstat(fd).st_size, sync, fd)
+        file.settled = file.settled or settles
+
+    @staticmethod
+    async def _sync_metadata(file: File) -> None:
+        """Of a metadata-only copy, whose descriptors are of the file below."""
+        fd = objects.open_file(*file.address(), os.O_RDONLY)
+        try:
+            await in_thread(os.fsync, fd)
+        finally:
+            os.close(fd)
 
     def _tell_of_loss(self, fd: int = -1) -> None:
         """Where nothing is synced, whoever wants to know of data that are lost is told so, from the first loss on for

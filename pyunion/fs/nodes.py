@@ -68,8 +68,8 @@ class File(Node):
     """
 
     __slots__ = (
-        "aliases", "data", "dir", "fds", "former", "index", "key", "lower_links", "pin", "real", "told_mtime_ns",
-        "written",
+        "aliases", "data", "dir", "fds", "former", "index", "key", "lower_links", "pin", "real", "settled",
+        "told_mtime_ns", "written",
     )  # fmt: skip
 
     def __init__(self, parent: Directory, name: bytes, directory: Dir, real: bytes) -> None:
@@ -84,7 +84,7 @@ class File(Node):
         self.aliases: list[tuple[Directory, bytes]] | None = None  # further names that were looked up
         self.index: bytes | None = None  # its name in the index
         self.lower_links = 0  # of the lower file that an indexed file is a copy of
-
+        self.settled = False  # it is on disk that the file is in upper, as far as we know
         self.told_mtime_ns = 0  # of a file that is open for writing: when it was changed, as far as the kernel knows
         self.written = False  # since then
 

@@ -169,7 +169,7 @@ class RawRequests:
         granted = wire.granted()
         files = self._fs.files
         files.kernel_tells_setid = wire.Init.HANDLE_KILLPRIV_V2 in granted
-        self._backing.granted = wire.Init.PASSTHROUGH in granted
+        self._backing.granted = files.kernel_writes = wire.Init.PASSTHROUGH in granted
         files.writeback = files.writeback and not self._backing.granted
 
     # -- look-up and attributes -------------------------------------------------------------------------------

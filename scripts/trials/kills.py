@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from trials.operations import CACHED, Operation
+from trials.operations import CACHED, SYNCED, Operation
 from trials.union import CHANGES, TROUBLE, Home, Lost, State, calls_of, options_of_kernel, reference, sample, which
 
 
@@ -63,12 +63,12 @@ def _kill(
     home.clear_dead()
     durable = max(step for step in range(done + 1) if lasting[step])
     allowed = range(durable, min(done + 2, len(states)))
-    _look(home, operation, states, allowed, kernel_first=number % 2 == 0)
+    look(home, operation, states, allowed, kernel_first=number % 2 == 0)
     return True
 
 
-def _look(home: Home, operation: Operation, states: Sequence[State], allowed: range, kernel_first: bool) -> None:
-    """By the kernel, which changes nothing; then by both, each mounting what the other has left."""
+def look(home: Home, operation: Operation, states: Sequence[State], allowed: range, kernel_first: bool) -> None:
+    """By the kernel, which changes nothing; then by both, each mounting what the other has left. Raises Lost."""
     if not operation.indexed:
         seen = _without_links(home.seen_read_only())
         now = _named("the kernel, read-only", seen, [_without_links(state) for state in states], allowed, operation)
@@ -95,7 +95,7 @@ def _without_links(state: State) -> State:
 def _finish(operation: Operation, at: object) -> None:
     try:
         for kind in operation.change(at):  # type: ignore[arg-type]
-            assert kind in (None, CACHED)
+            assert kind in (None, CACHED, SYNCED)
     except OSError as error:
         raise Lost(f"the operation cannot be made again: {error}") from None
 

@@ -6,16 +6,21 @@ nothing. Knows no unions: it acts below any directory that holds what `fill` mak
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Iterator
+from errno import EIO
 from pathlib import Path
 from typing import NamedTuple
 
+from pyunion.branch.syscalls import die_with_parent
 from tests.harness.files import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2, write
 
 OLD_S = 1_000_000_000  # when everything in the lower branches was changed last: 2001
 # A step whose data are in the kernel's cache: until the next step has succeeded they may be lost with the daemon.
 CACHED = "cached"
+# A step after which everything so far is on the disk, whatever happens to the machine.
+SYNCED = "synced"
 Steps = Iterator[str | None]
 _LOOK = ("newfstatat", "fstat")  # for the attributes that the kernel wants to know after it has set some
 
@@ -70,19 +75,63 @@ def _once(call: Callable[[Path], object]) -> Callable[[Path], Steps]:
     return change
 
 
-def _written(name: str, flags: int, data: bytes) -> Callable[[Path], Steps]:
+def _written(
+    name: str, flags: int, data: bytes, sync: Callable[[int], None] = os.fsync
+) -> Callable[[Path], Steps]:
     def change(at: Path) -> Steps:
         fd = os.open(at / name, flags, 0o640)
         try:
             yield None
             os.write(fd, data)
             yield CACHED
-            os.fsync(fd)
-            yield None
+            sync(fd)
+            yield SYNCED
         finally:
             os.close(fd)
 
     return change
+
+
+def _mapped(at: Path) -> Steps:
+    fd = os.open(at / "f", os.O_RDWR)
+    try:
+        yield None
+        if _status_of(lambda: _write_by_mapping(fd)):
+            raise OSError(EIO, os.strerror(EIO))
+        yield SYNCED
+    finally:
+        os.close(fd)
+
+
+def _write_by_mapping(fd: int) -> None:
+    with mmap.mmap(fd, 0) as memory:
+        memory[:4] = b"more"
+        memory.flush()
+
+
+def _status_of(call: Callable[[], None]) -> int:
+    """Of a process for a call that may end in a signal (memory that cannot be read), or would keep this process from
+    answering the daemon (Python's lock is held over msync(2))."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            die_with_parent()
+            call()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1]
+
+
+def _written_through(at: Path) -> Steps:
+    fd = os.open(at / "f", os.O_WRONLY | os.O_DSYNC)
+    try:
+        yield None
+        os.write(fd, b"more")
+        yield SYNCED
+    finally:
+        os.close(fd)
 
 
 def _nameless(at: Path) -> Steps:
@@ -99,10 +148,13 @@ def _nameless(at: Path) -> Steps:
             os.close(fd)
 
 
-def _metacopy(at: Path) -> Steps:
-    (at / "f").chmod(0o600)
-    yield None
-    yield from _written("f", os.O_WRONLY | os.O_APPEND, b"more")(at)
+def _metacopy(flags: int) -> Callable[[Path], Steps]:
+    def change(at: Path) -> Steps:
+        (at / "f").chmod(0o600)
+        yield None
+        yield from _written("f", os.O_WRONLY | flags, b"more", os.fdatasync)(at)
+
+    return change
 
 
 def _moved_metacopy(at: Path) -> Steps:
@@ -202,6 +254,11 @@ OPERATIONS = [
     Operation("append to a lower file", _append("d/sub/b")),
     Operation("append to a lower file, by requests", _append("d/sub/b"), options=("passthrough=off",), times=False),
     Operation("append to a setuid file", _append("exec")),
+    Operation("write into a lower file", _written("f", os.O_WRONLY, b"more", os.fdatasync)),
+    Operation("write into a lower file, by requests", _written("f", os.O_WRONLY, b"more", os.fdatasync),
+              options=("passthrough=off",), times=False),
+    Operation("write into a lower file with O_DSYNC", _written_through, times=False),
+    Operation("write into a lower file by a mapping", _mapped, times=False),
     Operation("open with O_TRUNC", _written("f", os.O_WRONLY | os.O_TRUNC, b"short"), told=("openat", *_LOOK)),
     Operation("truncate", _once(lambda at: os.truncate(at / "f", 10)), told=_LOOK),
     Operation("truncate a sparse file", _once(lambda at: os.truncate(at / "sparse", 5000)), told=_LOOK),
@@ -239,7 +296,8 @@ OPERATIONS = [
     Operation("link a lower file", _once(lambda at: os.link(at / "f", at / "d/linked"))),
     Operation("link a new file", _once(lambda at: os.link(at / "new", at / "d/linked")), _new("new")),
     Operation("link over a whiteout", _once(lambda at: os.link(at / "f", at / "g")), lambda at: (at / "g").unlink()),
-    Operation("metadata alone, then data", _metacopy, options=_METACOPY, times=False, told=_LOOK),
+    Operation("metadata alone, then data", _metacopy(os.O_APPEND), options=_METACOPY, times=False, told=_LOOK),
+    Operation("metadata alone, then other data", _metacopy(0), options=_METACOPY, times=False, told=_LOOK),
     Operation("truncate a moved metadata-only copy", _moved_metacopy, _copied("f"), _METACOPY, times=False, told=_LOOK),
     Operation("chmod with metacopy", _once(lambda at: (at / "d/a").chmod(0o600)), options=_METACOPY, times=False,
               told=_LOOK),

@@ -42,16 +42,18 @@ TROUBLE = (Lost, AssertionError, OSError, MountRefused)
 class Home:
     """A directory with lower branches for all tries, and room for one union at a time."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, disk: Path | None = None) -> None:
+        """With `disk`, the branches are there and only the mount point is in `base`."""
         self.base = base
-        self.lowers = [base / "lower1", base / "lower2"]
+        disk = disk or base
+        self.lowers = [disk / "lower1", disk / "lower2"]
         for lower in self.lowers:
             lower.mkdir()
         fill(*self.lowers)
         self._before = [snapshot(lower) for lower in self.lowers]
         self.at = base / "union"
         self.at.mkdir()
-        self.upper, self.work = base / "upper", base / "work"
+        self.upper, self.work = disk / "upper", disk / "work"
         self.layers = Layers(self.lowers, self.upper, self.work)
 
     def empty(self) -> None:
