@@ -75,7 +75,7 @@ def probe_upper(work_fd: int, want_userxattr: bool, full: bool = False) -> Upper
             os.mknod(_OTHER, 0o600, dir_fd=work_fd)
         exchange = works(
             rename(_FILE, _OTHER, syscalls.RENAME_EXCHANGE),
-            "two entries cannot be exchanged, and a directory cannot be replaced in one step",
+            "two entries cannot be exchanged, and replacing a directory takes three steps",
         )
         whiteout = works(
             rename(_FILE, _MOVED, syscalls.RENAME_WHITEOUT),

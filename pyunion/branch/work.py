@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from errno import EEXIST, EMLINK, ENODATA, ENOTSUP
+from contextlib import ExitStack, contextmanager
+from errno import EEXIST, EINVAL, EMLINK, ENODATA, ENOSYS, ENOTSUP
 from stat import S_IFCHR, S_IFREG, S_ISDIR, S_ISGID, S_ISREG
 
 from pyunion.branch import copyup, marks, objects, syscalls
@@ -61,6 +61,31 @@ class Work:
             self.discard(name)
             raise
 
+    def exchange(self, fd: int, name: bytes, other_fd: int, other: bytes) -> None:
+        """Let two objects in upper or the work directory change places, the second of which is what a change replaces.
+
+        Where the file system cannot in one step (renameat2(2)) it takes three; if the daemon dies between them, what
+        is in the layers below the second may show.
+        """
+        try:
+            syscalls.renameat2(fd, name, other_fd, other, syscalls.RENAME_EXCHANGE)
+        except OSError as error:
+            if error.errno not in (EINVAL, ENOSYS):
+                raise
+            self._exchange_in_steps(fd, name, other_fd, other)
+
+    def _exchange_in_steps(self, fd: int, name: bytes, other_fd: int, other: bytes) -> None:
+        aside = self.temp_name()
+        with ExitStack() as undo:
+            for from_fd, old, to_fd, new in (
+                (other_fd, other, self.fd, aside),
+                (fd, name, other_fd, other),
+                (self.fd, aside, fd, name),
+            ):
+                os.rename(old, new, src_dir_fd=from_fd, dst_dir_fd=to_fd)
+                undo.callback(os.rename, new, old, src_dir_fd=to_fd, dst_dir_fd=from_fd)
+            undo.pop_all()
+
     # -- whiteouts ----------------------------------------------------------------------------------------------
 
     def whiteout(self, into: Dir, at: bytes) -> None:
@@ -92,7 +117,7 @@ class Work:
         if not is_dir:
             self._or_discard(name, self.put, name, into, at)
             return
-        self._or_discard(name, syscalls.renameat2, self.fd, name, into.fd(), at, syscalls.RENAME_EXCHANGE)
+        self._or_discard(name, self.exchange, self.fd, name, into.fd(), at)
         self._remove_emptied(name)
 
     def _link_or_new_whiteout(self) -> bytes:
@@ -168,7 +193,7 @@ class Work:
     def replace_whiteout(self, fd: int, name: bytes, into: Dir, at: bytes, is_dir: bool) -> None:
         """Put a new object, prepared in a nursery, in the place of the whiteout `at`, in one step."""
         if is_dir:
-            syscalls.renameat2(fd, name, into.fd(), at, syscalls.RENAME_EXCHANGE)
+            self.exchange(fd, name, into.fd(), at)
             with _left_over(name):
                 os.unlink(name, dir_fd=fd)
         else:

@@ -177,7 +177,7 @@ class Rename:
         if covered:
             self._copier.work.announce_whiteout(old_dir)
         if over_whiteout and (covered or is_dir):
-            syscalls.renameat2(old_fd, old, new_fd, new, EXCHANGE)
+            self._copier.work.exchange(old_fd, old, new_fd, new)
             if not covered:
                 with suppress(OSError):  # it hides nothing
                     os.unlink(old, dir_fd=old_fd)

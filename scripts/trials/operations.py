@@ -22,7 +22,7 @@ CACHED = "cached"
 # A step after which everything so far is on the disk, whatever happens to the machine.
 SYNCED = "synced"
 Steps = Iterator[str | None]
-_LOOK = ("newfstatat", "fstat")  # for the attributes that the kernel wants to know after it has set some
+_LOOK = ("newfstatat", "fstat")  # for the attributes that the kernel wants to know after a change
 
 
 class Operation(NamedTuple):
@@ -96,32 +96,36 @@ def _mapped(at: Path) -> Steps:
     fd = os.open(at / "f", os.O_RDWR)
     try:
         yield None
-        if _status_of(lambda: _write_by_mapping(fd)):
-            raise OSError(EIO, os.strerror(EIO))
+        error = _errno_of(lambda: _write_by_mapping(fd))
+        if error:
+            raise OSError(error, os.strerror(error))
         yield SYNCED
     finally:
         os.close(fd)
 
 
 def _write_by_mapping(fd: int) -> None:
-    with mmap.mmap(fd, 0) as memory:
+    with mmap.mmap(fd, 4) as memory:
         memory[:4] = b"more"
         memory.flush()
 
 
-def _status_of(call: Callable[[], None]) -> int:
-    """Of a process for a call that may end in a signal (memory that cannot be read), or would keep this process from
-    answering the daemon (Python's lock is held over msync(2))."""
+def _errno_of(call: Callable[[], None]) -> int:
+    """Of a call that gets a process of its own: it may end in a signal (memory that cannot be read), or would keep this
+    process from answering the daemon (Python's lock is held over msync(2))."""
     child = os.fork()
     if child == 0:
-        status = 1
+        status = EIO
         try:
             die_with_parent()
             call()
             status = 0
+        except OSError as error:
+            status = error.errno or EIO
         finally:
             os._exit(status)
-    return os.waitpid(child, 0)[1]
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return EIO if status < 0 else status
 
 
 def _written_through(at: Path) -> Steps:
@@ -236,13 +240,15 @@ _ON_LINKS = [
     Operation("link one of three names", _once(lambda at: os.link(at / "one", at / "four"))),
 ]  # fmt: skip
 OPERATIONS = [
-    Operation("create", _written("d/new", _CREATE, b"data")),
-    Operation("create in the root", _written("new", _CREATE, b"data")),
-    Operation("create over a whiteout", _written("d/a", _CREATE, b"data"), lambda at: (at / "d/a").unlink()),
+    Operation("create", _written("d/new", _CREATE, b"data"), told=_LOOK),
+    Operation("create in the root", _written("new", _CREATE, b"data"), told=_LOOK),
+    Operation("create over a whiteout", _written("d/a", _CREATE, b"data"), lambda at: (at / "d/a").unlink(),
+              told=_LOOK),
     Operation(
         "create over a whiteout, inheriting a group",
         _written("shared/x", _CREATE, b"data"),
         lambda at: (at / "shared/x").unlink(),
+        told=_LOOK,
     ),
     Operation("mkdir", _once(lambda at: (at / "d/new").mkdir())),
     Operation("mkdir over a whiteout", _once(lambda at: (at / "gone").mkdir()), lambda at: (at / "gone").rmdir()),

@@ -11,7 +11,6 @@ import fcntl
 import functools
 import logging
 import os
-import re
 import select
 import signal
 import socket
@@ -26,6 +25,7 @@ from pyunion import cli, daemon, preflight
 from pyunion.commands import mount
 from pyunion.fuse import wire
 from tests.harness.mounts import PATIENCE, Layers, Mount, PyunionMount
+from tests.harness.old_system import forbid, numbers, rules
 
 # What a daemon does to branches; close(2) is not among them, as its errors leave nothing to be done.
 CALLS = """
@@ -52,17 +52,8 @@ _IMPORTED = (daemon, mount, preflight)  # by this process, so that no daemon has
 
 
 @functools.cache
-def _numbers() -> dict[str, int]:
-    """The numbers of this machine's system calls. The kernel's headers may be older than the kernel."""
-    command = ["cc", "-E", "-dM", "-include", "sys/syscall.h", "-x", "c", os.devnull]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = {name: int(number) for name, number in re.findall(r"#define __NR_(\w+) (\d+)$", text, re.MULTILINE)}
-    return {"fchmodat2": 452} | found
-
-
-@functools.cache
 def _names() -> dict[int, str]:
-    return {_numbers()[name]: name for name in (*CALLS, *_ANSWERS) if name in _numbers()}
+    return {numbers()[name]: name for name in (*CALLS, *_ANSWERS) if name in numbers()}
 
 
 def _install_filter() -> int:
@@ -73,7 +64,7 @@ def _install_filter() -> int:
     program += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ASK)]
     code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*line) for line in program))
     head = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
-    fd: int = _libc.syscall(_numbers()["seccomp"], _FILTER, _NEW_LISTENER, head)
+    fd: int = _libc.syscall(numbers()["seccomp"], _FILTER, _NEW_LISTENER, head)
     if fd < 0:
         raise OSError(ctypes.get_errno(), "seccomp(2)")
     return fd
@@ -85,8 +76,9 @@ class Supervised(PyunionMount):
     After arm() calls are counted; `calls` are their names, of all threads in their order.
     """
 
-    def __init__(self, point: Path, *, extension: bool = True) -> None:
+    def __init__(self, point: Path, *, extension: bool = True, missing: Sequence[str] = ()) -> None:
         super().__init__(point)
+        self._rules = rules(missing)  # before the fork: it runs a program
         self.calls: list[str] = []
         self._extension = extension
         self._pid = 0
@@ -130,7 +122,7 @@ class Supervised(PyunionMount):
             if self._pid == 0:
                 if not self._extension:
                     wire._wire = None
-                _be_the_daemon(words, self.log_path, notify_path, theirs)
+                _be_the_daemon(words, self.log_path, notify_path, theirs, self._rules)
             (listener,) = socket.recv_fds(ours, 1, 1)[1]
             self._thread = threading.Thread(target=self._supervise, args=(listener,), daemon=True)
             self._thread.start()
@@ -200,7 +192,9 @@ class Supervised(PyunionMount):
         return self._action() if len(self.calls) == self._at else 0
 
 
-def _be_the_daemon(words: Sequence[str], log: Path, notify: Path, supervisor: socket.socket) -> None:
+def _be_the_daemon(
+    words: Sequence[str], log: Path, notify: Path, supervisor: socket.socket, rules: Sequence[str]
+) -> None:
     """In the new process. Never returns."""
     code = 70
     try:
@@ -215,6 +209,8 @@ def _be_the_daemon(words: Sequence[str], log: Path, notify: Path, supervisor: so
             listener = _install_filter()
             socket.send_fds(channel, [b"x"], [listener])
             os.close(listener)
+        if rules:
+            forbid(rules)
         code = cli.main(list(words))
     finally:
         os._exit(code)

@@ -51,6 +51,7 @@ class Home:
             lower.mkdir()
         fill(*self.lowers)
         self._before = [snapshot(lower) for lower in self.lowers]
+        self.missing: Sequence[str] = ()  # what pyunion's kernel does not have, as tests.harness.old_system calls it
         self.at = base / "union"
         self.at.mkdir()
         self.upper, self.work = disk / "upper", disk / "work"
@@ -75,7 +76,7 @@ class Home:
                 mount.abandon()
 
     def pyunion(self, *, extension: bool = True) -> Supervised:
-        return Supervised(self.at, extension=extension)
+        return Supervised(self.at, extension=extension, missing=self.missing)
 
     def kernel(self) -> KernelMount:
         return KernelMount(self.at)

@@ -145,6 +145,7 @@ class PyunionMount(Mount):
     def __init__(self, point: Path) -> None:
         super().__init__(point)
         self.expect_complaints = False
+        self.through: Sequence[str] = ()  # the words of a program that becomes the daemon
         self.package_at = REPOSITORY  # where `python -m pyunion` finds the package
         self.log_path = point.with_name(point.name + ".log")
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -178,7 +179,7 @@ class PyunionMount(Mount):
             try:
                 with self.log_path.open("wb") as log:
                     self._daemon = subprocess.Popen(
-                        self._command(layers, options),
+                        [*self.through, *self._command(layers, options)],
                         cwd=self.package_at,
                         env={
                             **os.environ,
