@@ -17,9 +17,12 @@ from tests.harness.filesystems import cut_power, loop_mounted, power_up
 from tests.harness.mounts import Mount
 from trials.kills import look
 from trials.operations import SYNCED, Operation
+from trials.supervised import ANSWERS
 from trials.union import CHANGES, TROUBLE, Home, State, calls_of, reference, sample
 
 KINDS = ("xfs", "ext4")
+# What opens a file or asks for its flags mostly changes nothing.
+_TELLING = ("fsync", "fdatasync", *(call for call in CHANGES if call not in ("open", "ioctl")))
 
 
 class Machine(NamedTuple):
@@ -72,16 +75,15 @@ def machine(kind: str, base: Path) -> Iterator[Machine]:
 
 
 def walk(one: Machine, operation: Operation, most: int | None = None) -> Iterator[Cut]:
-    """Cut the power at each call of the operation, once with and once without what the journal has in memory, and after
-    each step, when what it has changed was synced. With `most`, at so many of those calls before which something was
-    changed."""
+    """Cut the power at each call of the operation before which something was changed or synced, and at each answer,
+    once with and once without what the journal has in memory; with `most`, at so many of them. And after each step,
+    when what it has changed was synced."""
     states, lasting = reference(one.home, operation)
     operation = operation._replace(times=operation.times and all(lasting))  # they can come to the disk before data do
     made = calls_of(one.home, operation, answers=True)
-    numbers: Sequence[int] = range(1, len(made) + 1)
-    if most is not None:
-        numbers = sample([at for at in numbers if at > 1 and made[at - 2].startswith(CHANGES)], most)
-    for number in numbers:
+    after = list(zip(made, ("", *made), strict=False))
+    telling = [at for at, (call, last) in enumerate(after, 1) if call in ANSWERS or last.startswith(_TELLING)]
+    for number in telling if most is None else sample(telling, most):
         for journal in (False, True):
             lost = _told(_cut_at_call, one, operation, states, number, journal, lasting)
             yield Cut(f"at call {number}, {made[number - 1]}, the journal {'written' if journal else 'lost'}", lost)

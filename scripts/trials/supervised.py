@@ -36,7 +36,7 @@ CALLS = """
     ftruncate fallocate fsync fdatasync sync_file_range copy_file_range sendfile pwrite64 pread64 preadv2 lseek ioctl
     dup2 dup3 getdents64 readlink readlinkat fstatfs statfs
 """.split()  # noqa: SIM905 - a word each, as strace(1) would have them
-_ANSWERS = ("write", "writev")  # to the kernel's requests: after the last call on a branch comes one of these
+ANSWERS = ("write", "writev")  # to the kernel's requests: after the last call on a branch comes one of these
 
 _FILTER, _NEW_LISTENER = 1, 8  # SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER
 _ALLOW, _ASK = 0x7FFF0000, 0x7FC00000
@@ -53,7 +53,7 @@ _IMPORTED = (daemon, mount, preflight)  # by this process, so that no daemon has
 
 @functools.cache
 def _names() -> dict[int, str]:
-    return {numbers()[name]: name for name in (*CALLS, *_ANSWERS) if name in numbers()}
+    return {numbers()[name]: name for name in (*CALLS, *ANSWERS) if name in numbers()}
 
 
 def _install_filter() -> int:
@@ -186,7 +186,7 @@ class Supervised(PyunionMount):
 
     def _decide(self, name: str) -> int | None:
         """See Action."""
-        if not self._counts or (name in _ANSWERS and not self._answers):
+        if not self._counts or (name in ANSWERS and not self._answers):
             return 0
         self.calls.append(name)
         return self._action() if len(self.calls) == self._at else 0
