@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from errno import EEXIST, EINVAL, EMLINK, ENODATA, ENOSYS, ENOTSUP
-from stat import S_IFCHR, S_IFREG, S_ISDIR, S_ISGID, S_ISREG
+from stat import S_IFCHR, S_IFREG, S_IRWXU, S_ISDIR, S_ISGID, S_ISREG
 
 from pyunion.branch import copyup, marks, objects, syscalls
 from pyunion.branch.dirs import Dir
@@ -256,6 +256,9 @@ def remove_tree(dirfd: int, name: bytes) -> None:
     if not S_ISDIR(st.st_mode):
         os.unlink(name, dir_fd=dirfd)
         return
+    if st.st_mode & S_IRWXU != S_IRWXU:
+        with suppress(PermissionError):  # who is not its owner may be allowed to without
+            syscalls.chmod_nofollow(dirfd, name, S_IRWXU)
     fd = os.open(name, _DIR, dir_fd=dirfd)
     try:
         for entry in os.listdir(fd):

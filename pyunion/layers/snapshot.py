@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from stat import S_ISDIR, S_ISREG
+from stat import S_IMODE, S_ISDIR, S_ISREG
 from typing import NamedTuple
 
-from pyunion.branch import copyup, objects
+from pyunion.branch import copyup, objects, syscalls
 from pyunion.branch.dirs import Branch, Dir
 from pyunion.branch.work import remove_tree
 from pyunion.errors import ExitCode, PyunionError
@@ -34,6 +34,7 @@ class _Seen(NamedTuple):
     settled: bool  # its change time would tell of any later change
     parent: Dir | None = None  # of a directory: its part in the copy
     time: tuple[int, int] = (0, 0)
+    mode: int | None = None  # that it gets at the end, if it has another one
 
 
 class Snapshot:
@@ -132,7 +133,7 @@ class Snapshot:
         self._drop_marks(target.fd(), name)
 
     def _directory(self, path: bytes, source: Dir, name: bytes, copy: Dir, st: os.stat_result | None = None) -> None:
-        """Owner, mode and xattrs of a directory; its times come last of all."""
+        """Owner, mode and xattrs of a directory; its times come last of all, and a user's modes."""
         st = os.fstat(source.fd()) if st is None else st
         known = self._seen.get(path)
         if known is not None and known.settled and known.st == _telling(st):
@@ -145,6 +146,10 @@ class Snapshot:
                 objects.remove_xattr(copy.fd(), b".", key)
         copyup.dress(copy.fd(), b".", source.fd(), name, st, self._terms)
         self._drop_marks(copy.fd(), b".")
+        if not self._terms.must_chown:  # a user can fill a directory only while he may write to it
+            mode = S_IMODE(os.stat(b".", dir_fd=copy.fd()).st_mode)
+            syscalls.chmod_nofollow(copy.fd(), b".", mode | 0o700)
+            self._seen[path] = self._seen[path]._replace(mode=mode)
 
     def _drop_marks(self, fd: int, name: bytes) -> None:
         for key in objects.list_xattr(fd, name):
@@ -165,8 +170,10 @@ class Snapshot:
             remove_tree(directory.fd(), name)
 
     def _finish(self) -> None:
-        for seen in self._seen.values():
+        for seen in reversed(self._seen.values()):
             if seen.parent is not None:
+                if seen.mode is not None:
+                    syscalls.chmod_nofollow(seen.parent.fd(), b".", seen.mode)
                 objects.utime(seen.parent.fd(), b".", *seen.time)
                 self._copy.cache.trim()
 

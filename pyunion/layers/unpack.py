@@ -11,7 +11,7 @@ import os
 import tarfile
 from errno import EPERM
 from functools import partial
-from stat import S_IFBLK, S_IFCHR, S_IFIFO, S_ISDIR, S_ISLNK, S_ISREG
+from stat import S_IFBLK, S_IFCHR, S_IFIFO, S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 
 from pyunion.branch import copyup, objects, syscalls
 from pyunion.branch import marks as branch_marks
@@ -40,7 +40,7 @@ class Unpacker:
         self._root = os.geteuid() == 0
         self._terms = copyup.Terms(self._prefix, sync=False, must_chown=self._root)
         self._chain: list[Dir] = []  # the directories on the way to the last member
-        self._times: dict[bytes, int] = {}
+        self._last: dict[bytes, tuple[int, int]] = {}  # of directories: the modes and times that they get at the end
 
     def unpack(self, reader: tarreader.TarReader) -> None:
         """Raises PyunionError and OSError."""
@@ -51,9 +51,11 @@ class Unpacker:
                 why = error.strerror if isinstance(error, OSError) else str(error)
                 raise PyunionError(f"cannot unpack {member.name}: {why}") from None
             self._branch.cache.trim()
-        for path, mtime_ns in self._times.items():
+        for path, (mode, mtime_ns) in sorted(self._last.items(), reverse=True):
             directory = self._find(path.split(b"/") if path else [])
             if directory is not None:
+                if not self._root:
+                    syscalls.chmod_nofollow(directory.fd(), b".", mode)
                 objects.utime(directory.fd(), b".", mtime_ns, mtime_ns)
             self._branch.cache.trim()
 
@@ -62,7 +64,7 @@ class Unpacker:
         if not names:
             if member.isdir():
                 self._dress(self._branch.root, b".", member)
-                self._times[b""] = tarreader.time_ns(member)
+                self._later(self._branch.root, [], tarreader.time_ns(member))
             return
         name = names.pop()
         if any(part.startswith(marks.AUFS_PREFIX) for part in names):
@@ -76,8 +78,9 @@ class Unpacker:
         was_whiteout = self._make_room(parent, name, member)
         if member.isdir():
             self._directory(parent, name, was_whiteout)
-            self._dress(parent.child(name), b".", member)
-            self._times[b"/".join([*names, name])] = tarreader.time_ns(member)
+            directory = parent.child(name)
+            self._dress(directory, b".", member)
+            self._later(directory, [*names, name], tarreader.time_ns(member))
         elif member.islnk():
             self._hard_link(parent, name, member)
         else:
@@ -112,8 +115,16 @@ class Unpacker:
             found = None if self._below is None else self._below.find(b"/".join(names))
             if found is not None and found.is_dir:
                 copyup.dress(here.fd(), name, found.dir.fd(), found.name, found.st, self._terms)
-                self._times[b"/".join(names)] = found.st.st_mtime_ns
+                self._later(here.child(name), names, found.st.st_mtime_ns)
         return here.child(name)
+
+    def _later(self, directory: Dir, names: list[bytes], mtime_ns: int) -> None:
+        """What comes into a directory moves its time; and a user can fill it only while he may write to it."""
+        mode = 0
+        if not self._root:
+            mode = S_IMODE(os.stat(b".", dir_fd=directory.fd()).st_mode)
+            syscalls.chmod_nofollow(directory.fd(), b".", mode | 0o700)
+        self._last[b"/".join(names)] = (mode, mtime_ns)
 
     def _directory(self, parent: Dir, name: bytes, opaque: bool) -> None:
         if parent.stat(name) is None:
