@@ -12,6 +12,12 @@ from typing import Any
 _Commands = Any  # argparse._SubParsersAction of a parser class that belongs to pyunion.cli
 
 
+_GOES_ON = (
+    "If it is interrupted, the same command goes on with what is done, which is in .pyunion-half-* beside NEW. A work\n"
+    "of other layers there is refused; to give it up, remove that directory."
+)
+
+
 def _add(commands: _Commands, name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -104,7 +110,7 @@ def _add_export(commands: _Commands) -> None:
 
 
 def _add_flatten(commands: _Commands) -> None:
-    flatten = _add(commands, "flatten", "All that a union shows becomes the new directory NEW.", "")
+    flatten = _add(commands, "flatten", "All that a union shows becomes the new directory NEW.", _GOES_ON)
     flatten.add_argument("--upper", metavar="DIR")
     _add_branches(flatten, lower_help="the lower branches, as for mount")
     flatten.add_argument("new", metavar="NEW")
@@ -115,7 +121,8 @@ def _add_squash(commands: _Commands) -> None:
         commands,
         "squash",
         "Several layers become the new layer NEW.",
-        "It shows the same in their place. The layers that stay below have to be named, as it hides what they have.",
+        "It shows the same in their place. The layers that stay below have to be named, as it hides what they have.\n\n"
+        + _GOES_ON,
     )
     squash.add_argument("--upper", metavar="DIR")
     _add_branches(squash, lower_help="the layers to squash, topmost first")

@@ -8,13 +8,14 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from pyunion import __version__
 from pyunion.branch import opening
 from pyunion.branch.dirs import Branch, DirCache
 from pyunion.config import split_lowers
 from pyunion.errors import ExitCode, PyunionError
-from pyunion.layers import staging
+from pyunion.layers import resuming
 from pyunion.layers.merge import Merge
-from pyunion.layers.tree import Tree, open_branches
+from pyunion.layers.tree import Branches, Tree, open_branches
 from pyunion.union import marks
 
 _MOST_OPEN = 256
@@ -37,10 +38,23 @@ def merge(arguments: Namespace, below: Sequence[str]) -> None:
         branches = open_branches(upper, [*own, *rest], stack, data_only=more_data, prefix=prefix)
         under = branches.lowers[len(own) - data_only :] if rest else []
         last = under[0].index - 1 if under else len(branches.lowers)
-        with staging.staged(place) as fd, _progress() as tell:
-            top = branches.union.root[0].branch
-            copy = Branch(0, place, fd, DirCache(_MOST_OPEN), xattr_prefix=top.xattr_prefix)
-            Merge(branches.union, Tree(under, branches.data) if under else None, last, copy, tell).run()
+        top = branches.union.root[0].branch
+
+        def fill(half: resuming.Half) -> None:
+            copy = Branch(0, place, half.tree, DirCache(_MOST_OPEN), xattr_prefix=top.xattr_prefix)
+            with _progress() as tell:
+                Merge(branches.union, Tree(under, branches.data) if under else None, last, copy, half, tell).run()
+
+        resuming.resume(place, _work(branches, last), fill)
+
+
+def _work(branches: Branches, last: int) -> str:
+    """All that the result depends on, but for what is in the layers."""
+    top = branches.union.root[0].branch
+    every = [*([branches.upper] if branches.upper else []), *branches.lowers, *branches.data]
+    paths = [(os.fsdecode(os.path.realpath(each.path)), os.fstat(each.root.fd()).st_ino) for each in every]
+    counts = (branches.upper is None, last, len(branches.data))
+    return repr((__version__, paths, counts, top.xattr_prefix, os.geteuid()))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EEXIST, ENOTEMPTY
+from errno import EEXIST, ENODATA, ENOTEMPTY, ENOTSUP
 
 from pyunion.branch import syscalls
 from pyunion.branch.work import remove_tree
@@ -24,7 +24,7 @@ def staged(place: bytes) -> Iterator[int]:
     wrong nothing is left. Raises PyunionError where there is something already."""
     parent = os.path.dirname(os.path.abspath(place))
     if os.path.lexists(place):
-        raise _taken(place)
+        raise taken(place)
     try:
         path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
     except OSError as error:
@@ -32,13 +32,14 @@ def staged(place: bytes) -> Iterator[int]:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fchmod(fd, 0o755)
+        without_acls(fd)
         yield fd
         syscalls.syncfs(fd)
         try:
             syscalls.renameat2(syscalls.AT_FDCWD, path, syscalls.AT_FDCWD, place, syscalls.RENAME_NOREPLACE)
         except OSError as error:
             if error.errno in (EEXIST, ENOTEMPTY):
-                raise _taken(place) from None
+                raise taken(place) from None
             raise
     except BaseException:
         remove_tree(syscalls.AT_FDCWD, path)
@@ -47,5 +48,15 @@ def staged(place: bytes) -> Iterator[int]:
         os.close(fd)
 
 
-def _taken(place: bytes) -> PyunionError:
+def without_acls(fd: int) -> None:
+    """What a directory has inherited from where it is made is none of what comes into it."""
+    for key in ("system.posix_acl_default", "system.posix_acl_access"):
+        try:
+            os.removexattr(fd, key)
+        except OSError as error:
+            if error.errno not in (ENODATA, ENOTSUP):
+                raise
+
+
+def taken(place: bytes) -> PyunionError:
     return PyunionError(f"{os.fsdecode(place)} is there already; name a new directory", ExitCode.USAGE)

@@ -1,6 +1,6 @@
-"""A daemon that stops before each of its system calls on branches, and learns there whether to go on, fail or die.
+"""A process that stops before each of its system calls on branches, and learns there whether to go on, fail or die.
 
-By seccomp_unotify(2): the daemon's filter asks this process, which counts. That costs microseconds a call, needs no
+By seccomp_unotify(2): its filter asks this process, which counts. That costs microseconds a call, needs no
 debugger, and leaves all other system calls alone. Knows nothing of what the calls are made for.
 """
 
@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from pyunion import cli, daemon, preflight
 from pyunion.commands import mount
@@ -27,7 +28,7 @@ from pyunion.fuse import wire
 from tests.harness.mounts import PATIENCE, Layers, Mount, PyunionMount
 from tests.harness.old_system import forbid, numbers, rules
 
-# What a daemon does to branches; close(2) is not among them, as its errors leave nothing to be done.
+# What is done to branches; close(2) is not among them, as its errors leave nothing to be done.
 CALLS = """
     open openat openat2 open_by_handle_at name_to_handle_at stat lstat fstat newfstatat statx faccessat faccessat2
     getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr setxattr lsetxattr fsetxattr removexattr
@@ -70,17 +71,12 @@ def _install_filter() -> int:
     return fd
 
 
-class Supervised(PyunionMount):
-    """pyunion, forked from this process so that a start takes milliseconds.
+class Watched:
+    """A process whose system calls on branches are counted after arm(); `calls` are their names, of all threads in
+    their order."""
 
-    After arm() calls are counted; `calls` are their names, of all threads in their order.
-    """
-
-    def __init__(self, point: Path, *, extension: bool = True, missing: Sequence[str] = ()) -> None:
-        super().__init__(point)
-        self._rules = rules(missing)  # before the fork: it runs a program
+    def __init__(self) -> None:
         self.calls: list[str] = []
-        self._extension = extension
         self._pid = 0
         self._at = 0
         self._action: Action = lambda: 0
@@ -99,7 +95,7 @@ class Supervised(PyunionMount):
         self._counts = True
 
     def die(self) -> None:
-        """An action: the daemon is killed."""
+        """An action: the process is killed."""
         os.kill(self._pid, signal.SIGKILL)
 
     def disarm(self) -> list[str]:
@@ -107,29 +103,17 @@ class Supervised(PyunionMount):
         self._counts = False
         return self.calls
 
-    def says_what_is_left(self) -> bool:
-        """Whether the log names what could not be removed from the work directory."""
-        return "is left in the work directory" in self.log()
-
-    def _start(self, layers: Layers, options: Sequence[str]) -> None:
-        notify_path = self.point.with_name(self.point.name + ".notify")
-        words = self._command(layers, options)[3:]
+    def _fork(self, become: Callable[[socket.socket], None]) -> None:
+        """Fork; `become` sends the descriptor of its filter by the socket that it gets, and never returns."""
         _names()  # before the fork: it runs a program
         ours, theirs = socket.socketpair()
-        with ours, theirs, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            notify.bind(os.fspath(notify_path))
+        with ours, theirs:
             self._pid = os.fork()
             if self._pid == 0:
-                if not self._extension:
-                    wire._wire = None
-                _be_the_daemon(words, self.log_path, notify_path, theirs, self._rules)
+                become(theirs)
             (listener,) = socket.recv_fds(ours, 1, 1)[1]
-            self._thread = threading.Thread(target=self._supervise, args=(listener,), daemon=True)
-            self._thread.start()
-            try:
-                self._wait_ready(notify)
-            finally:
-                notify_path.unlink()
+        self._thread = threading.Thread(target=self._supervise, args=(listener,), daemon=True)
+        self._thread.start()
 
     def _reap(self) -> int:
         with_pidfd = os.pidfd_open(self._pid)
@@ -144,26 +128,7 @@ class Supervised(PyunionMount):
             self._thread.join(PATIENCE)
         return code
 
-    def await_death(self) -> None:
-        """After the call that kills it."""
-        assert self._reap() == -signal.SIGKILL
-        Mount.live.discard(self)
-
-    def _stopped(self) -> None:
-        self.disarm()
-        if self._pid:
-            code = self._reap()
-            assert code == 0, f"the daemon ended with {code}; log:\n{self.log()}"
-
-    def abandon(self) -> None:
-        self.disarm()
-        Mount.live.discard(self)
-        if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
-            self._reap()
-        subprocess.run(["umount", "--lazy", self.point], capture_output=True)
-
-    # -- the other side of the daemon's filter, in a thread --------------------------------------------------------
+    # -- the other side of its filter, in a thread ----------------------------------------------------------------
 
     def _supervise(self, listener: int) -> None:
         poll = select.poll()
@@ -192,9 +157,70 @@ class Supervised(PyunionMount):
         return self._action() if len(self.calls) == self._at else 0
 
 
-def _be_the_daemon(
-    words: Sequence[str], log: Path, notify: Path, supervisor: socket.socket, rules: Sequence[str]
-) -> None:
+class Command(Watched):
+    """A command of pyunion, forked from this process."""
+
+    def run(self, words: Sequence[str | Path], log: Path, at: int = 0, action: Action | None = None) -> int:
+        """Run it to its end, with all that it says in `log`; returns its exit status, or minus a signal. Before the
+        call of that number is made, the action says what becomes of it; without one it is killed there."""
+        self.arm(at, action or self.die, answers=False)
+        self._fork(lambda supervisor: _become(list(map(str, words)), log, supervisor))
+        return self._reap()
+
+
+class Supervised(Watched, PyunionMount):
+    """pyunion, forked from this process so that a start takes milliseconds."""
+
+    def __init__(self, point: Path, *, extension: bool = True, missing: Sequence[str] = ()) -> None:
+        Watched.__init__(self)
+        PyunionMount.__init__(self, point)
+        self._rules = rules(missing)  # before the fork: it runs a program
+        self._extension = extension
+
+    def says_what_is_left(self) -> bool:
+        """Whether the log names what could not be removed from the work directory."""
+        return "is left in the work directory" in self.log()
+
+    def _start(self, layers: Layers, options: Sequence[str]) -> None:
+        notify_path = self.point.with_name(self.point.name + ".notify")
+        words = self._command(layers, options)[3:]
+
+        def become(supervisor: socket.socket) -> None:
+            if not self._extension:
+                wire._wire = None
+            _become(words, self.log_path, supervisor, self._rules, NOTIFY_SOCKET=str(notify_path))
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(os.fspath(notify_path))
+            self._fork(become)
+            try:
+                self._wait_ready(notify)
+            finally:
+                notify_path.unlink()
+
+    def await_death(self) -> None:
+        """After the call that kills it."""
+        assert self._reap() == -signal.SIGKILL
+        Mount.live.discard(self)
+
+    def _stopped(self) -> None:
+        self.disarm()
+        if self._pid:
+            code = self._reap()
+            assert code == 0, f"the daemon ended with {code}; log:\n{self.log()}"
+
+    def abandon(self) -> None:
+        self.disarm()
+        Mount.live.discard(self)
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            self._reap()
+        subprocess.run(["umount", "--lazy", self.point], capture_output=True)
+
+
+def _become(
+    words: Sequence[str], log: Path, supervisor: socket.socket, rules: Sequence[str] = (), **environment: str
+) -> NoReturn:
     """In the new process. Never returns."""
     code = 70
     try:
@@ -204,7 +230,7 @@ def _be_the_daemon(
         os.closerange(4, 1 << 16)
         sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
         logging.getLogger().handlers.clear()  # those of this process
-        os.environ["NOTIFY_SOCKET"] = str(notify)
+        os.environ.update(environment)
         with socket.socket(fileno=3) as channel:
             listener = _install_filter()
             socket.send_fds(channel, [b"x"], [listener])
