@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark import chart, inside, limits, report, runner, workloads
+from benchmark import chart, images, inside, limits, report, runner, workloads
 from benchmark.materials import Ground, tree_of
 from benchmark.runner import Bench, Results
 from benchmark.systems import BUILT_IN, System, from_template
@@ -40,6 +40,7 @@ def _names(said: str) -> list[str]:
 
 def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     names = "\n".join(f"  {each.name:20}{each.what}; {each.state.name.lower()}" for each in workloads.ALL)
+    names += "\n\nof --images:\n" + "\n".join(f"  {job.workload.name:20}{job.workload.what}" for job in images.JOBS)
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"workloads:\n{names}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,6 +59,7 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--tree", type=Path, help="a directory, or debian-root; if not given, /usr/include")
     others = parser.add_argument_group("other questions, instead of the usual workloads").add_mutually_exclusive_group()
     others.add_argument("--growth", action="store_true", help="how time and memory grow with files and layers")
+    others.add_argument("--images", action="store_true", help="images imported and committed, beside podman")
     others.add_argument("--idle", action="store_true", help="CPU seconds when nothing is asked")
     others.add_argument("--profile", metavar="WORKLOAD", help="pyunion's hot functions, by cProfile")
     others.add_argument("--requests", metavar="WORKLOAD", help="FUSE requests, and the daemon's system calls")
@@ -99,6 +101,19 @@ def chosen_systems(parser: argparse.ArgumentParser, arguments: argparse.Namespac
     return there or parser.error("no system is left")
 
 
+def chosen_jobs(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[images.Job]:
+    """For --images."""
+    if missing := [system.name for system in images.SYSTEMS if not system.is_there]:
+        parser.error(f"--images compares with {', '.join(missing)}, which is not installed")
+    if arguments.systems or arguments.system or arguments.svg:
+        parser.error("--images compares pyunion with podman, and draws nothing")
+    known = {job.workload.name: job for job in images.JOBS}
+    for name in arguments.only or ():
+        if name not in known:
+            parser.error(f"there is no workload {name} of --images; there are {', '.join(known)}")
+    return [job for name, job in known.items() if not arguments.only or name in arguments.only]
+
+
 def look_inside(bench: Bench, workload: Workload, systems: Sequence[System], arguments: argparse.Namespace) -> int:
     try:
         if arguments.profile:
@@ -132,7 +147,9 @@ def show(results: Results, chosen: Sequence[Workload], systems: Sequence[str], a
 def main() -> int:
     parser, arguments = parse()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing stays mounted then, either
-    systems, chosen = chosen_systems(parser, arguments), chosen_workloads(parser, arguments)
+    jobs = chosen_jobs(parser, arguments) if arguments.images else []
+    systems = list(images.SYSTEMS) if jobs else chosen_systems(parser, arguments)
+    chosen = [job.workload for job in jobs] or chosen_workloads(parser, arguments)
     sizes = QUICK if arguments.quick else Sizes()
     rounds = arguments.rounds or (3 if arguments.quick else 5)
     seconds = QUICK_SECONDS if arguments.quick and not arguments.rounds else math.inf
@@ -143,7 +160,10 @@ def main() -> int:
             bench = Bench(ground, sizes, base)
             if arguments.profile or arguments.requests:
                 return look_inside(bench, chosen[0], systems, arguments)
-            results = runner.run_all(bench, chosen, systems, rounds, seconds)
+            if jobs:
+                results = images.run_all(ground, jobs, rounds)
+            else:
+                results = runner.run_all(bench, chosen, systems, rounds, seconds)
     return show(results, chosen, [system.name for system in systems], arguments)
 
 

@@ -16,7 +16,8 @@ from pyunion.errors import PyunionError
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_WINDOW = 1 << 27  # the largest that a frame may ask for, as zstd(1) has it
-_GZIP_LEVEL, _ZSTD_LEVEL = 6, 3
+_GZIP_LEVEL, _ISAL_LEVEL, _ZSTD_LEVEL = 6, 3, 3
+_BLOCK = 1 << 20  # what is compressed at once; headers of members are much smaller
 COMPRESSIONS = ("gzip", "zstd", "none")
 
 
@@ -80,13 +81,22 @@ class HashingReader(io.RawIOBase):
 def compressor(name: str, file: HashingWriter) -> ClosingSink:
     """A file that compresses what is written to it; the same bytes for the same input. Close it to end the stream."""
     if name == "gzip":
-        return gzip.GzipFile("", "wb", _GZIP_LEVEL, cast(Any, file), mtime=0)
+        return io.BufferedWriter(_gzip(file), _BLOCK)
     if name == "zstd":
         import zstandard
 
         return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).stream_writer(cast(Any, file), closefd=False)
     assert name == "none"
     return _Plain(file)
+
+
+def _gzip(file: HashingWriter) -> Any:
+    """By ISA-L, which takes a seventh of zlib's time for a few percent more bytes, where there is a build of it."""
+    try:
+        from isal import igzip
+    except ImportError:
+        return gzip.GzipFile("", "wb", _GZIP_LEVEL, cast(Any, file), mtime=0)
+    return cast(Any, igzip.IGzipFile)("", "wb", _ISAL_LEVEL, cast(Any, file), mtime=0)
 
 
 class _Plain:
