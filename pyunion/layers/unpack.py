@@ -27,6 +27,7 @@ from pyunion.union.merge import Kind
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SKIPPED_XATTRS = (b"security.selinux",)  # the label is the machine's that made the image
 _AUFS_OWN = b".wh..wh."
+_MUCH = 1 << 20  # bytes of a file, for which there may be no space
 
 
 class Unpacker:
@@ -91,10 +92,7 @@ class Unpacker:
 
     def _parent(self, names: list[bytes], member: str) -> Dir:
         """The directory at a path, made if it is not there."""
-        known = 0
-        while known < min(len(names), len(self._chain)) and self._chain[known].name == names[known]:
-            known += 1
-        del self._chain[known:]
+        known = self._known(names)
         here = self._chain[-1] if self._chain else self._branch.root
         for position in range(known, len(names)):
             here = self._step(here, names[: position + 1], member)
@@ -133,13 +131,24 @@ class Unpacker:
             branch_marks.set_opaque(parent.fd(), name, self._branch)
 
     def _find(self, names: list[bytes]) -> Dir | None:
-        here = self._branch.root
-        for name in names:
+        """The directory at a path, if it is there."""
+        known = self._known(names)
+        here = self._chain[-1] if self._chain else self._branch.root
+        for name in names[known:]:
             st = here.stat(name)
             if st is None or not S_ISDIR(st.st_mode):
                 return None
             here = here.child(name)
+            self._chain.append(here)
         return here
+
+    def _known(self, names: list[bytes]) -> int:
+        """How much of the way to a path is that to the last one; the chain goes no further."""
+        known = 0
+        while known < min(len(names), len(self._chain)) and self._chain[known].name == names[known]:
+            known += 1
+        del self._chain[known:]
+        return known
 
     def _make_room(self, parent: Dir, name: bytes, member: tarfile.TarInfo) -> bool:
         """Remove what a member replaces; whether that was a whiteout."""
@@ -210,19 +219,22 @@ class Unpacker:
         os.mknod(name, (S_IFCHR if member.ischr() else S_IFBLK) | 0o600, number, dir_fd=parent.fd())
 
     def _file(self, parent: Dir, name: bytes, member: tarfile.TarInfo, reader: tarreader.TarReader) -> None:
-        needed = sum(extent.length for extent in tarreader.extents(member))
+        extents = tarreader.extents(member)
+        needed = sum(extent.length for extent in extents)
         fd = os.open(name, _NEW, 0o600, dir_fd=parent.fd())
         try:
-            space = os.fstatvfs(fd)
-            if needed > space.f_bavail * space.f_frsize:
-                raise PyunionError(f"{member.name} has {needed} bytes, and there is not so much space")
+            if needed > _MUCH:
+                space = os.fstatvfs(fd)
+                if needed > space.f_bavail * space.f_frsize:
+                    raise PyunionError(f"{member.name} has {needed} bytes, and there is not so much space")
             for offset, data in reader.data(member):
                 view = memoryview(data)
                 while view:
                     written = os.pwrite(fd, view, offset)
                     offset += written
                     view = view[written:]
-            os.ftruncate(fd, member.size)
+            if not extents or sum(extents[-1]) < member.size:  # a hole at its end
+                os.ftruncate(fd, member.size)
         finally:
             os.close(fd)
 
