@@ -228,6 +228,11 @@ def make_config(
     return config
 
 
+def is_address(text: str) -> bool:
+    """Whether this is HOST:PORT, where an address of IPv6 has brackets."""
+    return re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):\d{1,5}", text) is not None
+
+
 def _check_combination(config: MountConfig) -> None:
     if not config.lowers:
         raise _usage("no lower branch is given; name one or more with --lower DIR[:DIR...]")
@@ -235,7 +240,7 @@ def _check_combination(config: MountConfig) -> None:
         raise _usage("--upper needs --work: an empty directory on the same file system, outside of the upper branch")
     if config.work is not None and config.upper is None:
         raise _usage("--work is of no use without --upper; name both, or neither for a read-only union")
-    if config.metrics is not None and not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):\d{1,5}", config.metrics):
+    if config.metrics is not None and not is_address(config.metrics):
         raise _usage(f"--metrics takes HOST:PORT, as 127.0.0.1:9300 or [::1]:9300, and '{config.metrics}' is none")
     if config.metacopy and not config.redirect_dir:
         raise _usage("metacopy=on needs redirect_dir=on, as a renamed file finds its data by a redirect")

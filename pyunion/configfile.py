@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pyunion.config import LOG_LEVELS, Options, parse_options
+from pyunion.config import LOG_LEVELS, Options, is_address, parse_options
 from pyunion.errors import ExitCode, PyunionError
 
 _BRANCHES = re.compile(r"(^|,)(lowerdir|upperdir|workdir)=")
@@ -29,6 +29,7 @@ class ConfigFile:
     mountpoint: bytes | None = None
     options: tuple[bytes, ...] = ()  # each as after -o
     log_level: str | None = None
+    metrics: str | None = None
 
     def fill(self, into: Options) -> None:
         """Say the branches and the options, as the first of those that count. Raises PyunionError."""
@@ -126,6 +127,12 @@ def _log_level(key: str, value: object) -> str:
     return str(value)
 
 
+def _address(key: str, value: object) -> str:
+    if not isinstance(value, str) or not is_address(value):
+        raise ValueError(f"{key} has to be HOST:PORT, such as '127.0.0.1:9300' or '[::1]:9300'")
+    return value
+
+
 class Key(NamedTuple):
     """A key of the file. All but `read` is for its manual page."""
 
@@ -142,6 +149,7 @@ KEYS = {
     "mountpoint": Key(_path, "string", "none", "the directory on which the union appears"),
     "options": Key(_options, "list of strings", "empty", "each as after -o, but for the branches"),
     "log-level": Key(_log_level, "string", "info", f"how much is logged: {', '.join(LOG_LEVELS)}"),
+    "metrics": Key(_address, "string", "none", "HOST:PORT on which Prometheus finds the metrics of the mount"),
 }
 
 

@@ -106,7 +106,7 @@ def _config(arguments: Namespace, options: Options, file: ConfigFile) -> MountCo
         foreground=arguments.foreground or (notify.wanted() and not arguments.helper),
         log_level=arguments.log_level or file.log_level or "info",
         log_file=None if log_file is None else os.path.abspath(os.fsencode(log_file)),
-        metrics=arguments.metrics,
+        metrics=arguments.metrics or file.metrics,
     )
 
 

@@ -23,7 +23,7 @@ from pyunion.union.ids import NOT_MAPPED, Owners
 _BY_OPTION = {"lowers": "lowerdir", "data_only": "lowerdir", "upper": "upperdir", "work": "workdir"}
 _BY_OPTION |= {"follow_redirects": "redirect_dir", "owners": "uidmapping or gidmapping"}
 _CAN_CHANGE = ("read_only", "mount_flags", "log_level")
-_OF_A_START = ("mountpoint", "foreground", "log_file", "metrics", "notes")
+_OF_A_START = ("mountpoint", "foreground", "log_file", "notes")
 
 
 def run(

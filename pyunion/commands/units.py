@@ -22,6 +22,13 @@ _DROP_IN = """\
 SourcePath={source}
 RequiresMountsFor={paths}
 """
+# The service has no network but for this.
+_METRICS = """\
+[Service]
+RestrictAddressFamilies=AF_INET AF_INET6
+IPAddressAllow={addresses}
+"""
+_LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\]):\d+")
 
 
 def run(arguments: Namespace) -> int:
@@ -43,7 +50,10 @@ def _write(folder: Path, source: Path, file: ConfigFile) -> None:
         paths.append(os.path.dirname(os.path.normpath(file.mountpoint)))
     folder.mkdir(parents=True, exist_ok=True)
     words = " ".join(f'"{_escaped(path)}"' for path in paths if b"\n" not in path)  # which no unit file can say
-    (folder / "50-mounts.conf").write_bytes(os.fsencode(_DROP_IN.format(source=source, paths=words)))
+    text = _DROP_IN.format(source=source, paths=words)
+    if file.metrics is not None:
+        text += _METRICS.format(addresses="localhost" if _LOOPBACK.fullmatch(file.metrics) else "any")
+    (folder / "50-mounts.conf").write_bytes(os.fsencode(text))
 
 
 def _escaped(path: bytes) -> str:

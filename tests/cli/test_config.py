@@ -162,3 +162,19 @@ def test_units_write_what_each_service_needs(here: Path, file: Path) -> None:
         f"SourcePath={file}",
         f'RequiresMountsFor="/srv/a b\\"c\\\\d%%e" "{here}/upper" "{here}/work" "/mnt/disk"',
     ]
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        *(("127.0.0.1:1", "localhost"), ("[::1]:1", "localhost"), ("localhost:1", "localhost")),
+        *(("[::]:1", "any"), ("host:1", "any")),
+    ],
+)
+def test_units_let_a_service_with_metrics_have_a_network(here: Path, address: str, allowed: str) -> None:
+    _write(here, metrics=address)
+    assert pyunion("units", here / "out", "--configs", here).returncode == 0
+    (drop_in,) = [path for path in (here / "out").rglob("*") if path.is_file()]
+    assert drop_in.read_text().splitlines()[4:] == [
+        *("[Service]", "RestrictAddressFamilies=AF_INET AF_INET6", f"IPAddressAllow={allowed}"),
+    ]

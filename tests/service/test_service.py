@@ -107,6 +107,7 @@ def test_the_log_level_is_reloaded(machine: Machine, service: Service, before: s
         ({"upper": "/srv"}, "upperdir"),
         ({"upper": None, "work": None}, "upperdir, workdir"),
         ({"options": ["ro", "userxattr"]}, "metacopy, userxattr"),
+        ({"metrics": "127.0.0.1:9301"}, "metrics"),
         ({"options": ["metacopy=on", "squash_to_uid=5"]}, "uidmapping or gidmapping"),
     ],
 )
@@ -152,6 +153,17 @@ def test_a_stop_ends_in_time_whoever_is_inside(machine: Machine, service: Servic
         assert service.control("stop").returncode == 0
         assert machine.mounts(service.point) == []
     assert service.show("Result") == "timeout"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "0.0.0.0"])
+def test_metrics_are_served_where_the_file_says_so(machine: Machine, service: Service, host: str) -> None:
+    service.say(metrics=f"{host}:9300")
+    machine.succeed("systemctl", "daemon-reload")  # its generator lets the service have a network
+    service.start()
+    to = "::1" if ":" in host else "127.0.0.1"
+    ask = f"exec 3<>/dev/tcp/{to}/9300; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+    assert "pyunion_open_files" in machine.succeed("bash", "-c", ask)
+    service.stop()
 
 
 _WRONG = {

@@ -80,6 +80,8 @@ _WRONG = {
     "branch-option": ('options = ["lowerdir=/a"]\n', "line 1: in options there is 'lowerdir=/a'; use the keys"),
     "hidden-branch-option": ('options = ["ro,workdir=/a"]\n', "line 1: in options there is 'ro,workdir=/a'; use the"),
     "remount": ('options = ["remount"]\n', "line 1: the option remount is for the command line"),
+    "metrics": ('metrics = "9300"\n', "line 1: metrics has to be HOST:PORT, such as '127.0.0.1:9300'"),
+    "metrics-number": ("metrics = 9300\n", "line 1: metrics has to be HOST:PORT, such as"),
     "log-level": ('"log-level" = "loud"\n', "line 1: log-level has to be one of debug, info, warning, error"),
 }
 
