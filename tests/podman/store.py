@@ -27,7 +27,7 @@ netns = "none"
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "none"
-runtime = "runc"
+runtime = "{runtime}"
 tmp_dir = "{home}/tmp"
 """
 _STORAGE_CONF = """\
@@ -39,16 +39,23 @@ runroot = "{home}/run"
 mount_program = "{program}"
 mountopt = "{options}"
 """
+# What runs podman. crun 1.8 refuses cgroups of both versions at once, so there it finds one of them only.
+_ONE_VERSION = "if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi"
+_WITHIN: dict[str, list[str]] = {
+    "runc": [],
+    "crun": ["unshare", "--mount", "sh", "-ec", f'{_ONE_VERSION}; exec "$@"', "sh"],
+}
 _POLICY = {"default": [{"type": "insecureAcceptAnything"}]}
 
 
 class Store:
     """podman and buildah on one storage, whose containers are mounted by one program."""
 
-    def __init__(self, home: Path, program: Path) -> None:
+    def __init__(self, home: Path, program: Path, runtime: str = "runc") -> None:
         self.home = home
+        self.within = _WITHIN[runtime]
         home.mkdir()
-        (home / "containers.conf").write_text(_CONTAINERS_CONF.format(home=home))
+        (home / "containers.conf").write_text(_CONTAINERS_CONF.format(home=home, runtime=runtime))
         self._program = program
         self.set_mount_options("nodev,metacopy=on")
         (home / "policy.json").write_text(json.dumps(_POLICY))
@@ -66,7 +73,7 @@ class Store:
 
     def start(self, *command: str | Path, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            list(map(str, command)),
+            [*self.within, *map(str, command)],
             cwd=self.home,
             env=self._environment | environment,
             stdin=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ import pytest
 
 from pyunion import __version__
 from tests.harness.mounts import PATIENCE
-from tests.podman.store import Store
+from tests.podman.store import PROGRAMS, Store
 
 
 def test_a_container_runs_and_is_gone(store: Store) -> None:
@@ -132,3 +132,18 @@ def test_a_killed_daemon_is_cleared_away(store: Store) -> None:
     store.await_daemons()
     assert subprocess.run(["ls", at], capture_output=True).returncode
     store.podman("rm", "--force", "one")
+
+
+def test_crun_runs_it_as_well(scratch: Path) -> None:
+    store = Store(scratch / "store", PROGRAMS["pyunion"], "crun")
+    try:
+        store.base()
+        assert store.shell("cat /etc/motd; rm /etc/motd; ls -d /etc/motd || echo gone", "--name=one").splitlines() == [
+            *("etc/motd of base", "gone"),
+        ]
+        assert store.podman("inspect", "--format", "{{.OCIRuntime}}", "one") == "crun"
+        assert "D /etc/motd" in store.podman("diff", "one").splitlines()
+        store.podman("rm", "one")
+        store.assert_nothing_left()
+    finally:
+        store.close()
