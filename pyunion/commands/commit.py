@@ -13,10 +13,11 @@ from contextlib import ExitStack, suppress
 from pyunion import board, mountinfo, users
 from pyunion.branch import opening
 from pyunion.branch.dirs import Branch, DirCache
-from pyunion.commands import given
+from pyunion.commands import counting, given
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.layers import items, oci, staging, streams, tarwriter
 from pyunion.layers.snapshot import Snapshot
+from pyunion.layers.telling import told
 from pyunion.layers.tree import Branches
 
 _MOST_OPEN = 256
@@ -40,7 +41,8 @@ def _snapshot(branches: Branches, mounted: Branch | None, place: bytes) -> None:
     with staging.staged(place) as fd:
         assert branches.upper is not None
         copy = Branch(0, place, fd, DirCache(_MOST_OPEN), xattr_prefix=branches.upper.xattr_prefix)
-        Snapshot(branches.upper, copy, mounted).take()
+        with counting.objects() as tell:
+            Snapshot(branches.upper, copy, mounted, tell).take()
 
 
 def _commit(arguments: Namespace, branches: Branches, mounted: Branch | None) -> str:
@@ -53,7 +55,8 @@ def _commit(arguments: Namespace, branches: Branches, mounted: Branch | None) ->
         image = oci.new_image() if descriptor is None else layout.image(descriptor)
 
         def write(sink: streams.HashingWriter) -> None:
-            tarwriter.TarWriter(sink, epoch).write(items.layer_items(tree))
+            with counting.objects() as tell:
+                tarwriter.TarWriter(sink, epoch).write(told(items.layer_items(tree), tell))
 
         with ExitStack() as stack:
             tree = branches.union

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from pyunion.branch import syscalls
 from pyunion.branch.work import remove_tree
-from pyunion.commands import given
+from pyunion.commands import counting, given
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.layers import export, oci
 from pyunion.layers.store import Store
@@ -46,5 +46,5 @@ def run(arguments: Namespace) -> int:
 def _export(
     store: Store, name: str, layout: oci.Layout, tag: str, arguments: Namespace, epoch: int | None
 ) -> oci.Image:
-    with layout.locked():
-        return export.export(store, name, layout, tag, arguments.compression, epoch)
+    with layout.locked(), counting.objects() as tell:
+        return export.export(store, name, layout, tag, arguments.compression, epoch, tell)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from pyunion import __version__
 from pyunion.branch import opening
 from pyunion.branch.dirs import Branch, DirCache
+from pyunion.commands import counting
 from pyunion.config import split_lowers
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.layers import resuming
@@ -42,7 +42,7 @@ def merge(arguments: Namespace, below: Sequence[str]) -> None:
 
         def fill(half: resuming.Half) -> None:
             copy = Branch(0, place, half.tree, DirCache(_MOST_OPEN), xattr_prefix=top.xattr_prefix)
-            with _progress() as tell:
+            with counting.objects() as tell:
                 Merge(branches.union, Tree(under, branches.data) if under else None, last, copy, half, tell).run()
 
         resuming.resume(place, _work(branches, last), fill)
@@ -55,18 +55,3 @@ def _work(branches: Branches, last: int) -> str:
     paths = [(os.fsdecode(os.path.realpath(each.path)), os.fstat(each.root.fd()).st_ino) for each in every]
     counts = (branches.upper is None, last, len(branches.data))
     return repr((__version__, paths, counts, top.xattr_prefix, os.geteuid()))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[], None]]:
-    """Called for each object; shows how many there were, if anybody looks."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.completed} objects"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda: progress.advance(task)

@@ -13,10 +13,13 @@ from contextlib import ExitStack
 
 from pyunion.layers import items, oci, streams, tarwriter
 from pyunion.layers.store import Store
+from pyunion.layers.telling import Tell, told
 from pyunion.layers.tree import Tree, open_branches
 
 
-def export(store: Store, name: str, layout: oci.Layout, tag: str, compression: str, epoch: int | None) -> oci.Image:
+def export(
+    store: Store, name: str, layout: oci.Layout, tag: str, compression: str, epoch: int | None, tell: Tell
+) -> oci.Image:
     """Write the layers of an image, and the image with its own config. Raises PyunionError and OSError."""
     paths = store.layers(name)
     config = store.config(name)
@@ -27,7 +30,7 @@ def export(store: Store, name: str, layout: oci.Layout, tag: str, compression: s
             tree = Tree(opened[position:])
 
             def write(sink: streams.Sink, tree: Tree = tree) -> None:
-                tarwriter.TarWriter(sink, epoch).write(items.layer_items(tree))
+                tarwriter.TarWriter(sink, epoch).write(told(items.layer_items(tree), tell))
 
             layers.append(layout.put_layer(compression, write))
     image = oci.with_layers(config, layers)

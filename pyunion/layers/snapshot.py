@@ -17,6 +17,7 @@ from pyunion.branch import copyup, objects, syscalls
 from pyunion.branch.dirs import Branch, Dir
 from pyunion.branch.work import remove_tree
 from pyunion.errors import ExitCode, PyunionError
+from pyunion.layers.telling import Tell, nobody
 from pyunion.union import marks
 
 _MOST_LOOKS = 50
@@ -40,12 +41,13 @@ class _Seen(NamedTuple):
 class Snapshot:
     """The copy of an upper branch in an empty directory."""
 
-    def __init__(self, upper: Branch, copy: Branch, mounted: Branch | None = None) -> None:
+    def __init__(self, upper: Branch, copy: Branch, mounted: Branch | None = None, tell: Tell = nobody) -> None:
         """`mounted` is the root of the union if it is mounted by FUSE: the kernel may have writes that are not in upper
         yet, and is asked for them file by file."""
         self._upper = upper
         self._copy = copy
         self._mounted = mounted
+        self._tell = tell
         self._prefix = upper.xattr_prefix or marks.TRUSTED
         self._terms = copyup.Terms(None, sync=False, must_chown=os.geteuid() == 0)
         self._seen: dict[bytes, _Seen] = {}
@@ -86,6 +88,7 @@ class Snapshot:
                         part = None if seen_by is None else seen_by.child(name)
                         todo.append((below, source.child(name), target.child(name), part))
                     present.add(below)
+                    self._tell()
         for path in sorted(self._seen.keys() - present, reverse=True):
             self._forget(path)
 

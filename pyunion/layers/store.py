@@ -22,6 +22,7 @@ from pyunion.branch.work import remove_tree
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.layers import oci, staging, streams, tarreader
 from pyunion.layers.sources import SourceImage, SourceLayer
+from pyunion.layers.telling import Tell, nobody
 from pyunion.layers.tree import Tree, default_prefix, open_branches
 from pyunion.layers.unpack import Unpacker
 
@@ -32,8 +33,9 @@ _CHUNK = 1 << 20
 class Store:
     """A directory with images."""
 
-    def __init__(self, path: bytes) -> None:
+    def __init__(self, path: bytes, tell: Tell = nobody) -> None:
         self.path = os.path.abspath(path)
+        self._tell = tell
         self._layers = os.path.join(self.path, b"layers")
         self._images = os.path.join(self.path, b"images")
 
@@ -92,7 +94,7 @@ class Store:
             tree: Tree | None = open_branches(None, below, stack).below if below else None
             branch = Branch(0, place, os.dup(fd), DirCache(_MOST_OPEN), xattr_prefix=default_prefix())
             stack.callback(branch.root.close)
-            unpack_layer(layer, branch, tree)
+            unpack_layer(layer, branch, tree, self._tell)
 
     def _write(self, name: str, value: oci.Json) -> None:
         path = self._image(name)
@@ -110,14 +112,14 @@ class Store:
             raise PyunionError(f"there is no image '{name}' in {os.fsdecode(self.path)}", ExitCode.USAGE) from None
 
 
-def unpack_layer(layer: SourceLayer, branch: Branch, below: Tree | None) -> None:
+def unpack_layer(layer: SourceLayer, branch: Branch, below: Tree | None, tell: Tell) -> None:
     """Unpack a layer into an empty branch, and see that all its digests are right. Raises PyunionError."""
     with layer.open() as file:
         blob = streams.HashingReader(file)
         buffered = io.BufferedReader(blob, _CHUNK)
         plain = streams.HashingReader(streams.decompressed(buffered) or buffered)
         tar = io.BufferedReader(plain, _CHUNK)
-        Unpacker(branch, below).unpack(tarreader.TarReader(tar))
+        Unpacker(branch, below).unpack(tarreader.TarReader(tar), tell)
         while tar.read(_CHUNK) or buffered.read(_CHUNK):
             pass  # what comes after the end of the archive belongs to its digest
     for what, said, found in (

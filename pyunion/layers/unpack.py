@@ -20,6 +20,7 @@ from pyunion.branch.work import remove_tree
 from pyunion.errors import PyunionError
 from pyunion.layers import tarreader
 from pyunion.layers.tarwriter import XATTR
+from pyunion.layers.telling import Tell, told
 from pyunion.layers.tree import Entry, Tree
 from pyunion.union import marks
 from pyunion.union.merge import Kind
@@ -43,9 +44,9 @@ class Unpacker:
         self._chain: list[Dir] = []  # the directories on the way to the last member
         self._last: dict[bytes, tuple[int, int]] = {}  # of directories: the modes and times that they get at the end
 
-    def unpack(self, reader: tarreader.TarReader) -> None:
+    def unpack(self, reader: tarreader.TarReader, tell: Tell) -> None:
         """Raises PyunionError and OSError."""
-        for member in reader:
+        for member in told(reader, tell):
             try:
                 self._member(member, reader)
             except (OSError, ValueError, OverflowError) as error:
