@@ -9,6 +9,7 @@ journal brings the rename later, and flushes the disk's own cache with it. Owns 
 from __future__ import annotations
 
 import os
+from errno import ENOSYS
 
 from pyunion.branch import syscalls
 
@@ -30,10 +31,19 @@ def keeps_order(fd: int) -> bool:
 
 def write_out(fd: int, ordered: bool) -> None:
     """Do what a later rename of the file needs so that its data are never missed. Raises OSError, EIO among them."""
-    if ordered:
-        syscalls.write_and_wait(fd)
-    else:
+    if not (ordered and _write_and_wait(fd)):
         os.fsync(fd)
+
+
+def _write_and_wait(fd: int) -> bool:
+    """Whether the data were written; a sandbox may not have the call."""
+    try:
+        syscalls.write_and_wait(fd)
+    except OSError as error:
+        if error.errno != ENOSYS:
+            raise
+        return False
+    return True
 
 
 def _release() -> tuple[int, ...]:
