@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,14 @@ def test_under_load(pyunion: Union) -> None:
 
 def test_each_report_begins_anew_and_nothing_is_missed(pyunion: Union) -> None:
     pyunion.mount()
-    with connection_to(pyunion) as connection:
+    with connection_to(pyunion) as connection, ExitStack() as held:  # so that the kernel does not forget them meanwhile
         connection.ask("sample", most=0)
         for count in (3, 5):
             before = told("status", pyunion.at)["requests"]
             for number in range(count):
-                (pyunion.at / f"dir{number}-{count}").mkdir()
+                path = pyunion.at / f"dir{number}-{count}"
+                path.mkdir()
+                held.callback(os.close, os.open(path, os.O_PATH))
             report = connection.ask("sample", most=100)
             after = told("status", pyunion.at)["requests"]
             assert report["kinds"]["mkdir"]["requests"] == count == after["mkdir"] - before.get("mkdir", 0)
