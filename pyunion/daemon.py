@@ -118,6 +118,7 @@ def _build(config: MountConfig, cache: DirCache, stack: ExitStack) -> FileSystem
         xattr_prefix=prefix,
         aufs=config.aufs,
         data_only=config.data_only,
+        patient=True,
     )
     merged = len(lowers) - config.data_only
     lowers, data = lowers[:merged], lowers[merged:]

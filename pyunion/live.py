@@ -2,13 +2,15 @@
 
 Owns the order of things. What may be refused is asked first, by threads, as branches may be slow. The change itself is
 one synchronous step between two requests, while no copy_up is under way; the kernel is told after it, by a thread.
+What the step needs of branches that may not answer is asked before (FileSystem.rehearsal), and the change is refused
+where one of them is silent.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
@@ -17,6 +19,7 @@ import trio
 
 from pyunion import preflight
 from pyunion.branch import opening
+from pyunion.branch.asking import Answer, Directly, Question, answered_by
 from pyunion.branch.dirs import Branch
 from pyunion.branch.handles import Origins
 from pyunion.config import MountConfig
@@ -24,11 +27,14 @@ from pyunion.errors import ExitCode, PyunionError
 from pyunion.fs import needs
 from pyunion.fs.filesystem import FileSystem
 from pyunion.fs.restack import Stale
+from pyunion.fs.waiting import answer_all
 from pyunion.fuse import stale as kernel
 
 log = logging.getLogger(__name__)
 
-_BRANCH_S = 10.0  # for a new branch to answer
+_BRANCH_S = 10.0  # for a branch to answer
+_LOOK_S = 0.5  # how often is looked whether one does
+_MOST_THREADS = 40  # that wait for branches, perhaps for ever
 _COPIES_S = 60.0  # for the copies that are being made
 _TRIES = 5
 
@@ -61,7 +67,7 @@ class Live:
         self._stack = stack
         self._publish = publish
         self._one_at_a_time = trio.Lock()
-        self._threads = trio.CapacityLimiter(2)
+        self._threads = trio.CapacityLimiter(_MOST_THREADS)
 
     async def change(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Do what a request of the control socket says; the paths of the lower branches that there are now. Raises
@@ -171,6 +177,7 @@ class Live:
                 first_index=0,
                 xattr_prefix=self._fs.settings.xattr_prefix,
                 aufs=self._config.aufs,
+                patient=True,
             )
             known |= {branch.path: branch for branch in opened}
             lowers = [known[path] for path in paths]
@@ -196,17 +203,20 @@ class Live:
 
     async def _switch(self, new: _New) -> Stale:
         """Once nothing in upper needs what goes, and that was so when the last copy had ended."""
+        known: dict[Question, Answer] = {}
         for _ in range(_TRIES):
             seen = self._changes()
-            await self._in_thread(self._require_data, new, patience=None)
+            await self._in_thread(self._require_data, new, walks=True)
+            await self._ask_ahead(new.lowers, known)
             async with self._no_copies():
-                await self._in_thread(self._require_names, new, patience=None)
-                if self._changes() == seen:
+                await self._in_thread(self._require_names, new, walks=True)
+                if self._changes() == seen and self._is_known(new.lowers, known):
                     origins = self._fs.lookup.origins if new.origins is None else new.origins
                     if new.origins is not None:
                         self._stack.callback(new.origins.close)
-                    return self._fs.restack(new.lowers, origins)
-        raise PyunionError(f"directories of {self._point} are moved all the time; try it again", ExitCode.BUSY)
+                    with answered_by(known):
+                        return self._fs.restack(new.lowers, origins)
+        raise self._restless()
 
     def _changes(self) -> tuple[int, int]:
         """What a walk through upper may have missed."""
@@ -247,13 +257,57 @@ class Live:
             )
 
     async def _refresh(self) -> Stale:
-        async with self._no_copies():
-            for branch in (*self._fs.lowers, *self._fs.data_branches):
+        lowers = self._fs.lowers
+        known: dict[Question, Answer] = {}
+        for _ in range(_TRIES):
+            for branch in (*lowers, *self._fs.data_branches):
                 branch.cache.close_those_of(branch)
-                opening.read_root_mark(branch)
-            stale = self._fs.restack(self._fs.lowers, self._fs.lookup.origins, changed_outside=True)
-        log.info("the lower branches are looked at anew")
-        return stale
+                await self._in_thread(opening.read_root_mark, branch)
+            await self._ask_ahead(lowers, known, changed_outside=True)
+            async with self._no_copies():
+                for branch in (*lowers, *self._fs.data_branches):
+                    branch.cache.close_those_of(branch)
+                if self._is_known(lowers, known, changed_outside=True):
+                    with answered_by(known):
+                        stale = self._fs.restack(lowers, self._fs.lookup.origins, changed_outside=True)
+                    log.info("the lower branches are looked at anew")
+                    return stale
+        raise self._restless()
+
+    def _restless(self) -> PyunionError:
+        return PyunionError(f"directories of {self._point} are moved all the time; try it again", ExitCode.BUSY)
+
+    # -- branches that may not answer -------------------------------------------------------------------------
+
+    async def _ask_ahead(
+        self, lowers: list[Branch], known: dict[Question, Answer], *, changed_outside: bool = False
+    ) -> None:
+        """Until the step, if it were made now, would have to ask nothing more of them."""
+        while True:
+            questions: dict[Question, None] = {}
+            with answered_by(known):
+                for some in self._rehearsal(lowers, changed_outside):
+                    questions |= dict.fromkeys(some)
+                    self._fs.cache.trim()
+                    await trio.lowlevel.checkpoint()
+            if not questions:
+                return
+            try:
+                await answer_all(list(questions), known, _BRANCH_S)
+            except trio.TooSlowError:
+                raise _silent() from None
+
+    def _is_known(
+        self, lowers: list[Branch], known: dict[Question, Answer], *, changed_outside: bool = False
+    ) -> bool:
+        """Whether nothing has come since then that it would have to ask."""
+        with answered_by(known):
+            return not any(self._rehearsal(lowers, changed_outside))
+
+    def _rehearsal(self, lowers: list[Branch], changed_outside: bool) -> Iterable[list[Question]]:
+        if all(branch.remote is None for branch in (*self._fs.lowers, *self._fs.data_branches, *lowers)):
+            return ()
+        return self._fs.rehearsal(lowers, changed_outside=changed_outside)
 
     @asynccontextmanager
     async def _no_copies(self) -> AsyncIterator[None]:
@@ -270,11 +324,34 @@ class Live:
                 ExitCode.BUSY,
             )
 
-    async def _in_thread(
-        self, function: Callable[..., _T], *arguments: Any, patience: float | None = _BRANCH_S
-    ) -> _T:
-        with trio.move_on_after(float("inf") if patience is None else patience):
-            return await trio.to_thread.run_sync(
-                function, *arguments, abandon_on_cancel=True, limiter=self._threads
-            )
-        raise PyunionError(f"a branch has not answered for {_BRANCH_S:.0f} s", ExitCode.BRANCH)
+    async def _in_thread(self, function: Callable[..., _T], *arguments: Any, walks: bool = False) -> _T:
+        """What `walks` may take long, as long as it has each answer in time; else the whole of it has to be in time."""
+        directly = Directly()
+        failures: list[Exception] = []
+        with answered_by(directly):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_watch, directly if walks else None, nursery.cancel_scope)
+                try:
+                    return await trio.to_thread.run_sync(
+                        function, *arguments, abandon_on_cancel=True, limiter=self._threads
+                    )
+                except Exception as error:  # which the nursery would make a group of
+                    failures.append(error)
+                finally:
+                    nursery.cancel_scope.cancel()
+        if failures:
+            raise failures[0]
+        raise _silent()
+
+
+async def _watch(directly: Directly | None, scope: trio.CancelScope) -> None:
+    """End what is in the scope when a branch is silent."""
+    if directly is None:
+        await trio.sleep(_BRANCH_S)
+    while directly is not None and directly.waits_s() < _BRANCH_S:
+        await trio.sleep(_LOOK_S)
+    scope.cancel()
+
+
+def _silent() -> PyunionError:
+    return PyunionError(f"a branch has not answered for {_BRANCH_S:.0f} s", ExitCode.BRANCH)

@@ -84,13 +84,15 @@ class Survey:
         has_upper = published["upper"] is not None
         upper = [opening.upper_branch(paths[0], fds[0], cache, prefix)] if has_upper else []
         lowers = opening.lower_branches(
-            list(zip(paths, fds, strict=True))[has_upper:],
+            [(path, fd, None) for path, fd in zip(paths, fds, strict=True)][has_upper:],
             cache,
             first_index=int(has_upper),
             xattr_prefix=prefix,
             aufs=published["aufs"],
             data_only=published["data_only"],
         )
+        for branch in lowers:
+            opening.read_root_mark(branch)
         self.branches = [*upper, *lowers]  # topmost first
         self._merged = len(self.branches) - published["data_only"]
         self.root = Directory(None, b"", tuple(branch.root for branch in self.branches[: self._merged]))

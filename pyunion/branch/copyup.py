@@ -54,6 +54,22 @@ class Source(NamedTuple):
     flags: int = 0  # as chattr(1) sets them
 
 
+class Look(NamedTuple):
+    """What makes up a copy of anything but a regular file, apart from its flags."""
+
+    st: os.stat_result
+    target: bytes  # of a symlink
+    xattrs: tuple[tuple[bytes, bytes], ...]
+
+
+def look(fd: int, name: bytes, terms: Terms, st: os.stat_result | None = None) -> Look:
+    """Read it from the object, but for attributes that the caller knows already."""
+    st = st or objects.stat(fd, name)
+    target = objects.readlink(fd, name) if S_IFMT(st.st_mode) == S_IFLNK else b""
+    keys = [key for key in objects.list_xattr(fd, name) if not _stays_behind(key, terms)]
+    return Look(st, target, tuple((key, objects.get_xattr(fd, name, key)) for key in keys))
+
+
 def stage_file(work_fd: int, name: bytes, source: Source, size: int, terms: Terms) -> None:
     """Make `name` in the work directory a copy of a regular file, with its first `size` bytes only. Where these are not
     all, it is a changed file from the start: of this moment.
@@ -95,17 +111,22 @@ def stage_metadata(work_fd: int, name: bytes, source: Source, terms: Terms) -> N
 def stage_other(
     work_fd: int, name: bytes, src_fd: int, src_name: bytes, st: os.stat_result, terms: Terms, flags: int = 0
 ) -> None:
+    """As stage_look(), from the object itself; but with these attributes."""
+    stage_look(work_fd, name, look(src_fd, src_name, terms, st), terms, flags)
+
+
+def stage_look(work_fd: int, name: bytes, source: Look, terms: Terms, flags: int = 0) -> None:
     """Make `name` in the work directory a copy of a directory (without its entries), symlink, device, fifo or
     socket; only a directory has `flags`. Special files are never opened. On failure nothing is left behind."""
-    form = S_IFMT(st.st_mode)
+    form = S_IFMT(source.st.st_mode)
     if form == S_IFDIR:
         os.mkdir(name, 0o700, dir_fd=work_fd)
     elif form == S_IFLNK:
-        os.symlink(objects.readlink(src_fd, src_name), name, dir_fd=work_fd)
+        os.symlink(source.target, name, dir_fd=work_fd)
     else:
-        os.mknod(name, form | 0o600, st.st_rdev, dir_fd=work_fd)
+        os.mknod(name, form | 0o600, source.st.st_rdev, dir_fd=work_fd)
     try:
-        dress(work_fd, name, src_fd, src_name, st, terms)
+        _dress(work_fd, name, source, terms)
         if flags:
             _copy_flags(work_fd, name, flags, terms)
     except BaseException:
@@ -119,13 +140,16 @@ def stage_other(
 def dress(fd: int, name: bytes, src_fd: int, src_name: bytes, st: os.stat_result, terms: Terms) -> None:
     """Give an object that is there the owner, mode, xattrs and times of another one, in an order in which none of them
     undoes another. Raises OSError."""
+    _dress(fd, name, look(src_fd, src_name, terms, st), terms)
+
+
+def _dress(fd: int, name: bytes, source: Look, terms: Terms) -> None:
+    st = source.st
     kept = _give_owner(partial(os.chown, name, dir_fd=fd, follow_symlinks=False), st, terms)
     if S_IFMT(st.st_mode) != S_IFLNK:
         syscalls.chmod_nofollow(fd, name, terms.mode(st, kept))
-    for key in objects.list_xattr(src_fd, src_name):
-        if not _stays_behind(key, terms):
-            value = objects.get_xattr(src_fd, src_name, key)
-            _set_xattr(objects.path(fd, name), key, value, terms, follow_symlinks=False)
+    for key, value in source.xattrs:
+        _set_xattr(objects.path(fd, name), key, value, terms, follow_symlinks=False)
     objects.utime(fd, name, st.st_atime_ns, st.st_mtime_ns)
 
 

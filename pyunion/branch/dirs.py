@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
-from errno import ENAMETOOLONG
+from collections.abc import Callable, Iterator
+from errno import ENAMETOOLONG, ENOENT
 from stat import S_ISREG
+from typing import Any, TypeVar
 
 from pyunion.branch import objects
+from pyunion.branch.remote import Remote
 from pyunion.union import marks
 from pyunion.union.merge import Kind, kind_of
 
-_OPEN_DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_T = TypeVar("_T")
+
+OPEN_DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class DirCache:
@@ -54,17 +58,21 @@ class DirCache:
 
     def close_those_of(self, branch: Branch) -> None:
         """Close the descriptors in one branch, but for those that cannot be opened again."""
-        for directory in self._open:
+        queue = self._open
+        for _ in range(len(queue)):  # threads may add some meanwhile
+            directory = queue.popleft()
             if directory.branch is branch and not directory.pinned:
                 directory.close()
-        self._open = deque(directory for directory in self._open if directory.open_fd >= 0)
+            if directory.open_fd >= 0:
+                queue.append(directory)
 
 
 class Branch:
     """One branch of the union: its place in the stack, its root, and what kind of marks to read in it."""
 
     __slots__ = (
-        "aufs", "cache", "data_below", "index", "is_last", "is_upper", "path", "root", "user_marks", "xattr_prefix",
+        "aufs", "cache", "data_below", "index", "is_last", "is_upper", "path", "remote", "root", "user_marks",
+        "xattr_prefix",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +88,8 @@ class Branch:
         xattr_prefix: bytes | None = marks.TRUSTED,
         user_marks: bool = False,
         aufs: bool = False,
+        remote: Remote | None = None,
+        directory: type[Dir] | None = None,
     ) -> None:
         self.index = index
         self.path = path
@@ -90,7 +100,8 @@ class Branch:
         self.xattr_prefix = xattr_prefix
         self.user_marks = user_marks  # also honour user.overlay.opaque, as rootless tools write it
         self.aufs = aufs
-        self.root = Dir(self, None, b"")
+        self.remote = remote  # it may not answer: its directories are RemoteDirs
+        self.root = (directory or Dir)(self, None, b"")
         self.root.open_fd = root_fd
         self.root.pinned = True
 
@@ -134,7 +145,7 @@ class Dir:
         base = fd = directory.open_fd
         for name in reversed(names):
             try:
-                below = os.open(name, _OPEN_DIR, dir_fd=fd)
+                below = os.open(name, OPEN_DIR, dir_fd=fd)
             finally:
                 if fd != base:
                     os.close(fd)
@@ -163,21 +174,31 @@ class Dir:
     def child(self, name: bytes) -> Dir:
         return Dir(self.branch, self, name)
 
+    def ask(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """function(descriptor, *arguments), which changes nothing. All that is asked of a lower branch goes this way,
+        or by one of the methods below."""
+        return function(self.fd(), *arguments)
+
+    def lstat(self, name: bytes) -> os.stat_result:
+        return os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
+
+    def status(self) -> os.stat_result:
+        """fstat of the directory itself."""
+        return os.fstat(self.fd())
+
     def stat(self, name: bytes) -> os.stat_result | None:
         """lstat of an entry, None where there is none (or where the branch cannot have such a name)."""
         try:
             return os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
-        except FileNotFoundError:
-            return None
         except OSError as error:
-            if error.errno == ENAMETOOLONG:  # for this branch's file system: then it does not have the name
+            if absent(error):
                 return None
             raise
 
     def kind(self, name: bytes, st: os.stat_result) -> Kind:
         """What the entry is as far as merging cares, whiteouts in xattr form included."""
         may_be_whiteout = self.xwhiteouts and st.st_size == 0 and S_ISREG(st.st_mode)
-        if may_be_whiteout and objects.has_xwhiteout(self.fd(), name, self.branch.xattr_prefix):
+        if may_be_whiteout and self.ask(objects.has_xwhiteout, name, self.branch.xattr_prefix):
             return Kind.WHITEOUT
         return kind_of(st.st_mode, st.st_rdev)
 
@@ -191,28 +212,54 @@ class Dir:
 
     def names(self) -> list[bytes]:
         """All names in the directory, marks among them."""
-        return os.listdir(b"/proc/self/fd/%d" % self.fd())
+        return self.ask(objects.names)
 
     def entries(self) -> Iterator[tuple[bytes, Kind]]:
         """The entries of the directory with their kinds, in the branch's own order."""
-        fd = self.fd()
-        aufs = self.branch.aufs
-        with os.scandir(b"/proc/self/fd/%d" % fd) as listing:
-            for entry in listing:
-                name = entry.name
-                if aufs and name.startswith(marks.AUFS_PREFIX):
-                    if name != marks.AUFS_OPAQUE:
-                        yield name[len(marks.AUFS_PREFIX) :], Kind.WHITEOUT
-                elif entry.is_dir(follow_symlinks=False):
-                    yield name, Kind.DIRECTORY
-                elif entry.is_file(follow_symlinks=False):
-                    hides = self.xwhiteouts and self._is_whiteout_entry(name)
-                    yield name, Kind.WHITEOUT if hides else Kind.OTHER
-                elif entry.is_symlink():
-                    yield name, Kind.OTHER
-                else:
-                    yield name, Kind.WHITEOUT if self._is_whiteout_entry(name) else Kind.OTHER
+        return list_entries(self.fd(), self.branch.aufs, self.xwhiteouts, self.branch.xattr_prefix)
 
-    def _is_whiteout_entry(self, name: bytes) -> bool:
-        st = self.stat(name)
-        return st is not None and self.is_whiteout(name, st)
+
+def absent(error: OSError) -> bool:
+    """Whether a branch says by this that it does not have a name, or cannot have such a one."""
+    return error.errno in (ENOENT, ENAMETOOLONG)
+
+
+def list_entries(
+    fd: int, aufs: bool, xwhiteouts: bool, xattr_prefix: bytes | None
+) -> Iterator[tuple[bytes, Kind]]:
+    """The entries of a directory by a descriptor of it; the rest is as of its branch and its Dir."""
+    with os.scandir(b"/proc/self/fd/%d" % fd) as listing:
+        for entry in listing:
+            name = entry.name
+            if aufs and name.startswith(marks.AUFS_PREFIX):
+                if name != marks.AUFS_OPAQUE:
+                    yield name[len(marks.AUFS_PREFIX) :], Kind.WHITEOUT
+            elif entry.is_dir(follow_symlinks=False):
+                yield name, Kind.DIRECTORY
+            elif entry.is_file(follow_symlinks=False):
+                hides = xwhiteouts and _is_xwhiteout(fd, name, xattr_prefix)
+                yield name, Kind.WHITEOUT if hides else Kind.OTHER
+            elif entry.is_symlink():
+                yield name, Kind.OTHER
+            else:
+                yield name, Kind.WHITEOUT if _is_device_whiteout(fd, name) else Kind.OTHER
+
+
+def _is_xwhiteout(fd: int, name: bytes, xattr_prefix: bytes | None) -> bool:
+    st = _stat_listed(fd, name)
+    return st is not None and st.st_size == 0 and objects.has_xwhiteout(fd, name, xattr_prefix)
+
+
+def _is_device_whiteout(fd: int, name: bytes) -> bool:
+    st = _stat_listed(fd, name)
+    return st is not None and kind_of(st.st_mode, st.st_rdev) is Kind.WHITEOUT
+
+
+def _stat_listed(fd: int, name: bytes) -> os.stat_result | None:
+    """lstat of what was there a moment ago."""
+    try:
+        return objects.stat(fd, name)
+    except OSError as error:
+        if absent(error):
+            return None
+        raise

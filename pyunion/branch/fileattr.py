@@ -51,6 +51,17 @@ def read_directory(fd: int) -> int:
         os.close(opened)
 
 
+def on_object(fd: int, name: bytes, command: int, argument: bytes) -> bytes:
+    """One of COMMANDS on an object of a branch, which is opened for that; what it gives back."""
+    answer = bytearray(argument)
+    opened = objects.open_file(fd, name, os.O_RDONLY)
+    try:
+        fcntl.ioctl(opened, command, answer)
+    finally:
+        os.close(opened)
+    return bytes(answer)
+
+
 def copy(flags: int, fd: int, xattr_prefix: bytes | None) -> None:
     """Give an open copy the flags of what it is a copy of, as far as overlayfs does and this file system can."""
     held = _protection(flags, _BITS)

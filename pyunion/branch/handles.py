@@ -35,7 +35,7 @@ class Origins:
 
     def __init__(self, lowers: Sequence[Branch], stack: ExitStack) -> None:
         """`stack` closes it, if close() has not. Of two file systems that cannot be told apart the first one counts."""
-        self._mounts: dict[bytes, int] = {}  # UUID -> a descriptor on that file system
+        self._mounts: dict[bytes, tuple[Dir, int]] = {}  # UUID -> a root on that file system, and a descriptor
         self._uuids: dict[Branch, bytes] = {}
         devices: dict[int, bytes | None] = {}
         for branch in lowers:
@@ -51,7 +51,7 @@ class Origins:
     def close(self) -> None:
         """From now on no handle names anything."""
         while self._mounts:
-            os.close(self._mounts.popitem()[1])
+            os.close(self._mounts.popitem()[1][1])
 
     def _identify(self, branch: Branch) -> bytes | None:
         """The UUID of a branch's file system if its handles can be opened again; two without a UUID, or with the same
@@ -61,7 +61,7 @@ class Origins:
         try:
             uuid = self._identify_open(branch, fd)
         finally:
-            if uuid is None or self._mounts.setdefault(uuid, fd) != fd:
+            if uuid is None or self._mounts.setdefault(uuid, (branch.root, fd))[1] != fd:
                 os.close(fd)
         return uuid
 
@@ -71,8 +71,9 @@ class Origins:
             log.debug("the file handles of branch %r, which is by FUSE, do not last", branch.path)
             return None
         uuid = filesystem_uuid(fd)
+        _, mount = self._mounts.get(uuid, (branch.root, fd))
         try:
-            return uuid if _is_found(fd, self._mounts.get(uuid, fd)) else None
+            return uuid if _is_found(fd, mount) else None
         except OSError as error:
             log.debug("no file handles in branch %r: %s", branch.path, error.strerror)
             return None
@@ -88,7 +89,7 @@ class Origins:
         if uuid is None:
             return b""
         try:
-            kind, fid = syscalls.name_to_handle(directory.fd(), name)
+            kind, fid = directory.ask(syscalls.name_to_handle, name)
         except OSError as error:
             if error.errno == EOPNOTSUPP:
                 return b""
@@ -101,16 +102,21 @@ class Origins:
         mount = self._mounts.get(decoded.uuid) if decoded is not None else None
         if decoded is None or mount is None:
             return None
+        root, fd = mount
         try:
-            fd = syscalls.open_by_handle(mount, decoded.type, decoded.fid)
+            return root.ask(_stat_by_handle, fd, decoded.type, decoded.fid)
         except OSError as error:
             if error.errno not in (ESTALE, EPERM):
                 log.warning("cannot open the origin %s: %s", value.hex(), error.strerror)
             return None
-        try:
-            return os.fstat(fd)
-        finally:
-            os.close(fd)
+
+
+def _stat_by_handle(_: int, mount: int, kind: int, fid: bytes) -> os.stat_result:
+    fd = syscalls.open_by_handle(mount, kind, fid)
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
 
 
 def _is_found(fd: int, mount: int) -> bool:

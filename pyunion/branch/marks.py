@@ -35,7 +35,10 @@ def read_dir_marks(parent: Dir, name: bytes) -> DirMarks:
     branch = parent.branch
     if branch.aufs and parent.child(name).stat(marks.AUFS_OPAQUE) is not None:
         return DirMarks(opaque=True)
-    fd = parent.fd()
+    return parent.ask(_dir_marks, name, branch)
+
+
+def _dir_marks(fd: int, name: bytes, branch: Branch) -> DirMarks:
     keys = objects.list_xattr(fd, name)
     if not any(_ANY_MARK in key for key in keys):
         return _NO_MARKS
@@ -69,24 +72,28 @@ _ORDINARY_FILE = FileMarks()
 
 def read_file_marks(parent: Dir, name: bytes) -> FileMarks:
     """The marks on anything but a directory. One system call where there are none."""
-    prefix = parent.branch.xattr_prefix
-    if prefix is None:
+    if parent.branch.xattr_prefix is None:
         return _ORDINARY_FILE
-    fd = parent.fd()
+    return parent.ask(_file_marks, name, parent.branch)
+
+
+def _file_marks(fd: int, name: bytes, branch: Branch) -> FileMarks:
+    prefix = branch.xattr_prefix
+    assert prefix is not None
     keys = objects.list_xattr(fd, name)
     if not any(_ANY_MARK in key for key in keys):
         return _ORDINARY_FILE
     metacopy = prefix + marks.METACOPY in keys
     redirect = None
     if metacopy and prefix + marks.REDIRECT in keys:
-        redirect = _checked_redirect(parent.branch, name, objects.get_mark(fd, name, prefix + marks.REDIRECT))
+        redirect = _checked_redirect(branch, name, objects.get_mark(fd, name, prefix + marks.REDIRECT))
     origin = None
     protection = 0
-    if parent.branch.is_upper:
+    if branch.is_upper:
         if prefix + marks.ORIGIN in keys:
             origin = objects.get_mark(fd, name, prefix + marks.ORIGIN)
         if prefix + marks.PROTATTR in keys:
-            protection = read_protection(fd, name, parent.branch)
+            protection = read_protection(fd, name, branch)
     return FileMarks(metacopy, redirect, origin, protection)
 
 

@@ -28,6 +28,11 @@ def stat(fd: int, name: bytes) -> os.stat_result:
     return os.stat(name, dir_fd=fd, follow_symlinks=False) if name else os.fstat(fd)
 
 
+def names(fd: int) -> list[bytes]:
+    """All names in a directory."""
+    return os.listdir(path(fd, b""))
+
+
 def open_file(fd: int, name: bytes, flags: int) -> int:
     """open(2) of a regular file; O_NONBLOCK so that something else put there from outside cannot block."""
     flags |= os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK

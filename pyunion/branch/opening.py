@@ -14,8 +14,10 @@ from contextlib import ExitStack
 from stat import S_IFREG
 
 from pyunion.branch import objects
-from pyunion.branch.dirs import Branch, DirCache
+from pyunion.branch.asking import Directly, RemoteDir, answered_by
+from pyunion.branch.dirs import Branch, Dir, DirCache
 from pyunion.branch.readonly import open_readonly
+from pyunion.branch.remote import Remote, is_remote
 from pyunion.branch.work import remove_tree
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.union import marks
@@ -66,7 +68,7 @@ def upper_branch(path: bytes, fd: int, cache: DirCache, xattr_prefix: bytes | No
 def read_root_mark(branch: Branch) -> None:
     """A root is no entry of any directory, so its mark is read here: whether it has whiteouts in xattr form."""
     if branch.xattr_prefix is not None:
-        value = objects.get_mark(branch.root.fd(), b".", branch.xattr_prefix + marks.OPAQUE)
+        value = branch.root.ask(objects.get_mark, b".", branch.xattr_prefix + marks.OPAQUE)
         branch.root.xwhiteouts = value == marks.OPAQUE_XWHITEOUTS
 
 
@@ -79,18 +81,25 @@ def open_lowers(
     xattr_prefix: bytes,
     aufs: bool,
     data_only: int = 0,
+    patient: bool = False,
 ) -> list[Branch]:
     """The lower branches, topmost first, the last `data_only` of them for data only; `stack` closes those that are open
-    by then."""
-    with ExitStack() as opened:
+    by then. A `patient` caller can wait for those that may not answer (pyunion/branch/asking.py)."""
+    with ExitStack() as opened, answered_by(Directly()):
+        roots = open_readonly(paths, opened)
         branches = lower_branches(
-            list(zip(paths, open_readonly(paths, opened), strict=True)),
+            [
+                (path, fd, Remote(path) if patient and is_remote(fd) else None)
+                for path, fd in zip(paths, roots, strict=True)
+            ],
             cache,
             first_index=first_index,
             xattr_prefix=xattr_prefix,
             aufs=aufs,
             data_only=data_only,
         )
+        for branch in branches:
+            read_root_mark(branch)
         opened.pop_all()
     for branch in branches:
         stack.callback(branch.root.close)
@@ -98,7 +107,7 @@ def open_lowers(
 
 
 def lower_branches(
-    opened: Sequence[tuple[bytes, int]],
+    opened: Sequence[tuple[bytes, int, Remote | None]],
     cache: DirCache,
     *,
     first_index: int,
@@ -106,10 +115,11 @@ def lower_branches(
     aufs: bool,
     data_only: int,
 ) -> list[Branch]:
-    """The lower branches by their paths and descriptors of their roots."""
+    """The lower branches by their paths, descriptors of their roots, and what is known of those that may not answer.
+    The marks of their roots are still to be read."""
     last = len(opened) - data_only - 1
     branches = []
-    for number, (path, fd) in enumerate(opened):
+    for number, (path, fd, remote) in enumerate(opened):
         branch = Branch(
             first_index + number,
             path,
@@ -120,8 +130,9 @@ def lower_branches(
             xattr_prefix=xattr_prefix,
             user_marks=xattr_prefix != marks.USER,
             aufs=aufs,
+            remote=remote,
+            directory=Dir if remote is None else RemoteDir,
         )
-        read_root_mark(branch)
         branches.append(branch)
     return branches
 

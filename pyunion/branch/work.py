@@ -38,10 +38,10 @@ class Work:
         self._count += 1
         return b"#%x" % self._count
 
-    def stage(self, src_fd: int, src_name: bytes, st: os.stat_result, flags: int = 0) -> bytes:
+    def stage(self, source: copyup.Look, flags: int = 0) -> bytes:
         """Prepare a copy of anything but a regular file; returns its name in the work directory."""
         name = self.temp_name()
-        copyup.stage_other(self.fd, name, src_fd, src_name, st, self.terms, flags)
+        copyup.stage_look(self.fd, name, source, self.terms, flags)
         return name
 
     def put(self, name: bytes, into: Dir, at: bytes) -> None:

@@ -34,7 +34,7 @@ class Facts:
         self._fs = fs
         self._backing = backing
         self._begun = time.monotonic()
-        self._threads = trio.CapacityLimiter(2)
+        self._threads: dict[bytes, trio.CapacityLimiter] = {}
         self.metrics: str | None = None
         self.mountpoint = config.mountpoint
 
@@ -98,9 +98,12 @@ class Facts:
 
     async def _ask_outside(self, branches: list[tuple[Branch, str]]) -> dict[bytes, Any]:
         answers: dict[bytes, Any] = {}
+        # For each question a thread of its own: one that waits for ever holds up the same one only.
+        keys = (b"", *(branch.path for branch, _ in branches))
+        self._threads = threads = {key: self._threads.get(key) or trio.CapacityLimiter(1) for key in keys}
 
         async def ask(key: bytes, question: Any) -> None:
-            answers[key] = await trio.to_thread.run_sync(question, abandon_on_cancel=True, limiter=self._threads)
+            answers[key] = await trio.to_thread.run_sync(question, abandon_on_cancel=True, limiter=threads[key])
 
         with trio.move_on_after(_PATIENCE_S):
             async with trio.open_nursery() as nursery:

@@ -6,7 +6,6 @@ before a change; what is on disk is pyunion/branch/objects.py.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from errno import EEXIST, ENODATA, ENOTSUP, ENOTTY
 from stat import S_IMODE, S_ISGID
@@ -103,12 +102,12 @@ class Attributes:
     @staticmethod
     def read_link(node: Node) -> bytes:
         """What a symlink says."""
-        return objects.readlink(*node.address())
+        return node.ask(objects.readlink)
 
     @staticmethod
     def statx(node: Node, mask: int) -> bytearray:
         """struct statx of the object (statx(2)); its number and its link count are the branch's."""
-        return objects.statx(*node.address(), mask)
+        return node.ask(objects.statx, mask)
 
     async def ioctl(self, node: Node, command: int, argument: bytearray) -> None:
         """Inode flags as chattr(1) and lsattr(1) know them; `argument` is changed in place. Else ENOTTY."""
@@ -122,18 +121,14 @@ class Attributes:
             assert self._copier.upper is not None
             branch = self._copier.upper
             node.protection = fileattr.store(command, argument, node.address(), branch, node.protection)
-        fd = objects.open_file(*node.address(), os.O_RDONLY)
-        try:
-            fcntl.ioctl(fd, command, argument)
-        finally:
-            os.close(fd)
+        argument[:] = node.ask(fileattr.on_object, command, bytes(argument))
         fileattr.show(command, argument, node.protection)
 
     # -- extended attributes ----------------------------------------------------------------------------------
 
     def get_xattr(self, node: Node, name: bytes) -> bytes:
         try:
-            value = objects.get_xattr(*node.address(), marks.stored_name(name, self._prefix))
+            value = node.ask(objects.get_xattr, marks.stored_name(name, self._prefix))
         except OSError as error:
             if error.errno == ENOTSUP and name in _ACLS:
                 # A branch without ACLs. The kernel, which asks before it lets in others than the owner, wants to hear
@@ -146,7 +141,7 @@ class Attributes:
 
     def list_xattr(self, node: Node, caller: Caller) -> list[bytes]:
         """The names that the caller may know; the kernel leaves it to us to hide trusted ones."""
-        names = [marks.visible_name(name, self._prefix) for name in objects.list_xattr(*node.address())]
+        names = [marks.visible_name(name, self._prefix) for name in node.ask(objects.list_xattr)]
         shown = [name for name in names if name is not None]
         if any(name.startswith(b"trusted.") for name in shown) and not is_capable(caller, CAP_SYS_ADMIN):
             return [name for name in shown if not name.startswith(b"trusted.")]
@@ -191,7 +186,7 @@ class Attributes:
         protection.require_changeable(node)
         stored = marks.stored_name(name, self._prefix)
         try:
-            objects.get_xattr(*node.address(), stored)
+            node.ask(objects.get_xattr, stored)
         except OSError as error:
             if error.errno in (ENODATA, ENOTSUP):
                 raise

@@ -20,12 +20,13 @@ from pyunion.branch import marks as branch_marks
 from pyunion.branch.dirs import Branch, Dir
 from pyunion.branch.handles import Origins
 from pyunion.branch.index import Index
+from pyunion.branch.remote import Remote, close
 from pyunion.branch.work import Work
 from pyunion.fs.links import Links
 from pyunion.fs.locks import KeyedLock
 from pyunion.fs.nodes import Directory, File, Node, Table
 from pyunion.fs.progress import Progress, filled, reached
-from pyunion.fs.waiting import OnDisk, in_thread
+from pyunion.fs.waiting import OnDisk, ask, in_order, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +90,9 @@ class Copier:
         assert node.parent is not None
         into = node.parent.layers[0]
         lower = node.layers[0]
-        flags = fileattr.read_directory(lower.fd())
+        flags = lower.ask(fileattr.read_directory)
         origin = None if self.origins is None else self.origins.of(lower, b"")
-        name = work.stage(lower.fd(), b".", os.fstat(lower.fd()), flags)
+        name = work.stage(lower.ask(copyup.look, b".", work.terms), flags)
         with _discarded_on_failure(work, name):
             self._mark_origin(work, name, origin)
             self._put(work, name, into, node.name, origin)
@@ -138,21 +139,23 @@ class Copier:
                 await self._copy(self.work, file, None, metadata_only=True)
 
     async def _copy(self, work: Work, file: File, size: int | None, metadata_only: bool = False) -> bool:
-        fd, name = file.address()
-        st = objects.stat(fd, name)
+        st = file.ask(objects.stat)
+        remote = file.remote or file.dir.branch.remote
         origin = self._origin_of(file, st)
         data = None
         protection = 0
         kind = "file"
         if not S_ISREG(st.st_mode):
-            staged = work.stage(fd, name, st)
+            staged = work.stage(file.ask(copyup.look, work.terms))
             kind = "other"
         else:
+            if remote is not None:
+                self._ask_ahead(file)
             staged = work.temp_name()
             # no name may be left behind with the data: several are found by the index, as in _publish
             one = bool(origin) if st.st_nlink > 1 else not file.aliases and not file.dead
             with ExitStack() as stack:
-                source = _open_source(file, st, stack)
+                source = await _open_source(file, st, stack)
                 protection = fileattr.kept(source.flags, work.xattr_prefix)
                 if metadata_only and one and st.st_size:
                     copyup.stage_metadata(work.fd, staged, source, work.terms)
@@ -162,14 +165,23 @@ class Copier:
                     await self._stage_data(work, file, staged, source, size)
         with _discarded_on_failure(work, staged), ExitStack() as stack:
             self._mark_origin(work, staged, origin)
+            if data is None and remote is not None:
+                await _swap_in_order(file, (work.fd, staged), remote)
             # a metadata-only copy has nothing to read
-            swapped = [] if data is not None else _open_again(file, (work.fd, staged), stack)
+            swapped = [] if data is not None or remote is not None else _open_again(file, (work.fd, staged), stack)
             self._publish(work, file, staged, st, origin)
             _swap_descriptors(swapped)
         file.data = data
         file.protection = protection
         self.progress.done[kind] += 1
         return size is not None and size < st.st_size
+
+    def _ask_ahead(self, file: File) -> None:
+        """Before the data are copied: what putting the copy in place has to know, as it would be copied again."""
+        if not file.dead:
+            for parent in (file.parent, *(parent for parent, _ in file.aliases or ())):
+                assert parent is not None
+                self.directory(parent)
 
     def _origin_of(self, file: File, st: os.stat_result) -> bytes | None:
         """The origin to store; none for one of several links that part company by their copies."""
@@ -182,9 +194,13 @@ class Copier:
     ) -> None:
         wanted = source.st.st_size if size is None else min(size, source.st.st_size)
         arguments = (work.fd, staged, source, wanted, work.terms)
-        if wanted:
+        remote = file.remote or file.dir.branch.remote
+        if wanted or remote is not None:
             with self.progress.copying(file.path(), wanted, partial(reached, work.fd, staged)):
-                await self._on_disk.call(wanted, copyup.stage_file, *arguments)
+                if remote is None:
+                    await self._on_disk.call(wanted, copyup.stage_file, *arguments)
+                else:
+                    await in_thread(copyup.stage_file, *arguments, of=remote)
         else:
             copyup.stage_file(*arguments)
 
@@ -193,6 +209,7 @@ class Copier:
     ) -> None:
         """Put a finished copy where the file is now: it may have been moved or unlinked while it was made."""
         if file.dead:
+            file.let_go()
             file.pin = os.open(staged, objects.PIN, dir_fd=work.fd)
             os.unlink(staged, dir_fd=work.fd)
             assert self.upper is not None
@@ -231,23 +248,26 @@ class Copier:
         """Give a metadata-only copy its data. Until the mark goes, the file below counts."""
         assert file.data is not None
         directory, name = file.data
-        source = objects.open_file(directory.fd(), name, os.O_RDONLY)
+        remote = directory.branch.remote
+        source = await ask(directory, objects.open_file, name, os.O_RDONLY)
         try:
             target = objects.open_file(*file.address(), os.O_WRONLY)
             try:
                 st = os.fstat(target)
                 wanted = st.st_size if size is None else min(size, st.st_size)
                 with self.progress.copying(file.path(), wanted, partial(filled, target)):
-                    await in_thread(copyup.copy_data, source, target, wanted)
+                    await in_thread(copyup.copy_data, source, target, wanted, of=remote)
                 os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
                 if work.terms.sync:
                     await in_thread(ordering.write_out, target, work.terms.ordered)
             finally:
                 os.close(target)
         finally:
-            os.close(source)
+            close(source, remote)
+        if remote is not None:
+            await _swap_in_order(file, file.address(), remote)
         with ExitStack() as stack:
-            swapped = _open_again(file, file.address(), stack)
+            swapped = [] if remote is not None else _open_again(file, file.address(), stack)
             with suppress(FileNotFoundError):
                 branch_marks.clear_metacopy(*file.address(), file.dir.branch)
             file.data = None
@@ -287,13 +307,35 @@ def _swap_descriptors(pairs: list[tuple[int, int]]) -> None:
         os.dup2(fresh, fd, inheritable=False)
 
 
-def _open_source(file: File, st: os.stat_result, stack: ExitStack) -> copyup.Source:
+async def _swap_in_order(file: File, copy: tuple[int, bytes], remote: Remote) -> None:
+    """The same where dup2(2), which closes the lower file, may not come back. So it is done before the copy is put in
+    place, which has the same data; nobody can write to it yet."""
+    file.swapped = set()
+    while (fd := next((fd for fd in file.fds or () if fd not in file.swapped), -1)) >= 0:
+        fresh = objects.open_file(*copy, os.O_RDONLY)
+        file.swapped.add(fd)
+        try:
+            await in_order(remote, partial(os.dup2, fresh, fd, inheritable=False))
+        finally:
+            os.close(fresh)
+
+
+async def _open_source(file: File, st: os.stat_result, stack: ExitStack) -> copyup.Source:
     """Open a lower file for copying; `stack` closes it."""
-    fd = objects.open_file(*file.address(), os.O_RDONLY)
-    stack.callback(os.close, fd)
+    fd, flags = await ask(file.dir, _open_with_flags, file.real)
+    stack.callback(close, fd, file.dir.branch.remote)
     if file.data is None:
-        return copyup.Source(fd, fd, st, fileattr.read(fd))
+        return copyup.Source(fd, fd, st, flags)
     directory, name = file.data
-    data_fd = objects.open_file(directory.fd(), name, os.O_RDONLY)
-    stack.callback(os.close, data_fd)
-    return copyup.Source(fd, data_fd, st, fileattr.read(fd))
+    data_fd = await ask(directory, objects.open_file, name, os.O_RDONLY)
+    stack.callback(close, data_fd, directory.branch.remote)
+    return copyup.Source(fd, data_fd, st, flags)
+
+
+def _open_with_flags(directory_fd: int, name: bytes) -> tuple[int, int]:
+    fd = objects.open_file(directory_fd, name, os.O_RDONLY)
+    try:
+        return fd, fileattr.read(fd)
+    except OSError:
+        os.close(fd)
+        raise

@@ -120,9 +120,7 @@ class Create:
         with self._taken_back(into, name, replaced):
             st = os.stat(name, dir_fd=into.fd(), follow_symlinks=False)
         if file.dead:
-            if file.pin >= 0:
-                os.close(file.pin)
-                file.pin = -1
+            file.let_go()
             file.at(into, name)
         self._table.add_name(file, parent, name)
         self._table.forget_key(file)

@@ -13,11 +13,12 @@ from errno import EAGAIN, EINVAL, EIO, EOPNOTSUPP, EPERM
 from stat import S_IMODE, S_ISGID, S_ISUID, S_IXGRP
 
 from pyunion.branch import objects, syscalls
+from pyunion.branch.remote import Remote, close
 from pyunion.fs.callers import CAP_FSETID, Caller, is_capable, is_member
 from pyunion.fs.copier import Copier
 from pyunion.fs.nodes import Directory, File
 from pyunion.fs.protection import require_allocation, require_copying_into, require_open
-from pyunion.fs.waiting import OnDisk, in_thread
+from pyunion.fs.waiting import OnDisk, ask, in_thread
 from pyunion.union.ids import Mapping
 from pyunion.union.marks import APPEND
 
@@ -67,6 +68,7 @@ class OpenFiles:
         self._lost = 0  # the errno of a write to the disk that failed, where nothing is synced
         self._open: dict[int, OpenFile] = {}
         self._direct: set[int] = set()
+        self._remote: set[int] = set()  # opened on a branch that may not answer
         self._buffer = memoryview(bytearray(BUFFER))
         self._nowait = _RWF_NOWAIT
         self.kernel_tells_setid = False  # it says with each write whether setuid and setgid must go
@@ -92,10 +94,8 @@ class OpenFiles:
                 self._note_mtime(file, truncates=bool(flags & os.O_TRUNC))
                 if flags & os.O_ACCMODE == os.O_WRONLY:
                     flags = flags & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads what it fills pages with
-        if file.data is not None:
-            directory, name = file.data
-            fd = objects.open_file(directory.fd(), name, flags & _KEEP)
-        else:
+        fd = await self._open_below(file, flags)
+        if fd < 0:
             fd = self._open_object(file, flags)
         if flags & _WRITES:
             try:
@@ -119,6 +119,23 @@ class OpenFiles:
         if not (self._sync and file.copied and not file.settled and flags & _WRITES) or flags & os.O_TRUNC:
             return False
         return bool(flags & os.O_DSYNC) or flags & os.O_ACCMODE == os.O_RDWR
+
+    async def _open_below(self, file: File, flags: int) -> int:
+        """A descriptor of data that are in another place than the object, or on a branch that may not answer; -1 if
+        they are not. They may come to upper while it is opened."""
+        while file.pin < 0 and (file.data is not None or file.remote is not None):
+            source, remote = file.source, file.remote
+            fd = await ask(source[0], objects.open_file, source[1], flags & _KEEP)
+            if file.data_below() is not None:
+                if remote is not None:
+                    self._remote.add(fd)
+                return fd
+            close(fd, remote)
+        return -1
+
+    def _remote_of(self, fd: int) -> Remote | None:
+        """The branch that may not answer, if the file of this handle is there still."""
+        return self._open[fd].file.remote if fd in self._remote else None
 
     def _writer(self, file: File, st: os.stat_result, flags: int, caller: Caller) -> OpenFile:
         """The writes themselves do not say whose they are. Only a setgid file is worth the question of the group."""
@@ -165,6 +182,8 @@ class OpenFiles:
     def _add(self, fd: int, opened: OpenFile) -> None:
         self._open[fd] = opened
         file = opened.file
+        if file.swapped:
+            file.swapped.discard(fd)  # the number had another file before
         if file.fds is None:
             file.fds = [fd]
         else:
@@ -172,6 +191,12 @@ class OpenFiles:
 
     async def read(self, fd: int, offset: int, size: int) -> bytes | memoryview:
         """Data from the page cache at once, into a buffer that is good until the next await; else by a thread."""
+        if self._remote and (remote := self._remote_of(fd)) is not None:
+            try:
+                return await in_thread(_read_fully, fd, size, offset, of=remote)
+            except OSError as error:
+                remote.note(error)
+                raise
         if self._nowait and size <= BUFFER:
             buffer = self._buffer
             count = 0
@@ -233,9 +258,17 @@ class OpenFiles:
     ) -> int:
         """copy_file_range(2), which shares blocks where the branch can."""
         require_copying_into(self._open[target].file)
-        copied = await in_thread(os.copy_file_range, source, target, length, offset, to)
+        remote = self._remote_of(source)
+        copied = await in_thread(os.copy_file_range, source, target, length, offset, to, of=remote)
         self._changed(self._open[target].file, caller)
         return copied
+
+    async def seek(self, fd: int, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE of lseek(2)."""
+        remote = self._remote_of(fd)
+        if remote is not None:
+            return await in_thread(os.lseek, fd, offset, whence, of=remote)
+        return os.lseek(fd, offset, whence)
 
     def _changed(self, file: File, caller: Caller) -> None:
         file.written = True
@@ -245,12 +278,14 @@ class OpenFiles:
     def release(self, fd: int) -> None:
         """The kernel has closed the handle."""
         file = self._open.pop(fd).file
+        remote = file.remote if fd in self._remote else None
         self._direct.discard(fd)
+        self._remote.discard(fd)
         if file.fds is not None:
             file.fds.remove(fd)
         if self.writeback and file.written:
             self._put_back_mtime(fd, file)
-        os.close(fd)
+        close(fd, remote)
 
     @staticmethod
     def _note_mtime(file: File, truncates: bool) -> None:
@@ -270,12 +305,16 @@ class OpenFiles:
     async def fsync(self, fd: int, datasync: bool) -> None:
         """fsync(2) or fdatasync(2). A copy came by a rename, which fdatasync(2) of ext4 leaves out, so that its data
         would be where nothing leads to: the first sync is a whole one."""
+        remote = self._remote_of(fd)
         if not self._sync:
-            self._tell_of_loss(fd)
+            self._tell_of_loss(fd if remote is None else -1)
             return
         file = self._open[fd].file
         if file.data is not None:
             await self._sync_metadata(file)
+            return
+        if remote is not None:
+            await in_thread(os.fdatasync if datasync else os.fsync, fd, of=remote)
             return
         settles = file.in_upper and not file.settled
         sync = os.fdatasync if datasync and not settles else os.fsync

@@ -6,10 +6,11 @@ Owns the wiring only. `build` makes it from opened branches; each part's module 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from pyunion.branch.dirs import Branch, DirCache
+from pyunion.branch.dirs import Branch, Dir, DirCache
 from pyunion.branch.handles import Origins
 from pyunion.branch.index import Index
 from pyunion.branch.marks import read_protection
@@ -22,9 +23,11 @@ from pyunion.fs.files import OpenFiles
 from pyunion.fs.listing import Listings
 from pyunion.fs.lookup import Lookup
 from pyunion.fs.nodes import Directory, File, Node, Table
+from pyunion.fs.rehearsal import Rehearsal
 from pyunion.fs.remove import Remove
 from pyunion.fs.rename import Rename
 from pyunion.fs.restack import Restacking, Stale
+from pyunion.fs.waiting import Question, Unanswered
 from pyunion.union.ids import NOT_MAPPED, Owners
 from pyunion.union.numbers import Numbers
 
@@ -76,8 +79,7 @@ class FileSystem:
         if upper is not None:
             root.protection = read_protection(upper.root.fd(), b".", upper)
         self.cache: DirCache = branches[0].cache
-        self.statfs_fd = root.layers[0].fd()
-        self.name_max = os.fstatvfs(self.statfs_fd).f_namemax
+        self.name_max = os.fstatvfs(root.layers[0].fd()).f_namemax
         self.settings = settings
         stats = [os.fstat(branch.root.fd()) for branch in (*branches, *data_branches)]
         devices = [st.st_dev for st in stats]
@@ -118,18 +120,24 @@ class FileSystem:
         """Those below them that hold nothing but data."""
         return [layer.branch for layer in self.lookup.data_layers]
 
+    def rehearsal(self, lowers: Sequence[Branch], *, changed_outside: bool = False) -> Iterator[list[Question]]:
+        """What restack() with the same arguments will ask of branches that may not answer and that is not known, step
+        by step: other requests may come between two steps. Changes nothing."""
+        rehearsal = Rehearsal(self.table, self.lookup, self._tops(lowers), changed_outside=changed_outside)
+        while rehearsal.goes_on:
+            with self._numbered(lowers) as every:
+                questions = rehearsal.step(every=changed_outside or every)
+            yield questions
+
     def restack(self, lowers: Sequence[Branch], origins: Origins | None, *, changed_outside: bool = False) -> Stale:
         """Merge these branches below upper from now on, some of them new; the others keep their order or not. No
         copy_up may be under way. `origins` are theirs. Returns what the kernel has to be told."""
         before = self.lowers
-        stay = [branch for branch in before if branch in lowers]
-        every = changed_outside or stay != [branch for branch in lowers if branch in before]
-        every = _number(self.copier.upper, lowers, self.data_branches) or every
+        every = self._number(lowers) or changed_outside
         restacking = Restacking(self.table, self.lookup, every=every, changed_outside=changed_outside)
-        tops = [layer for layer in self.table.root.layers if layer.branch.is_upper]
-        stale = restacking.run([*tops, *(branch.root for branch in lowers)])
-        self.statfs_fd = self.table.root.layers[0].fd()
-        self.name_max = os.fstatvfs(self.statfs_fd).f_namemax
+        stale = restacking.run(self._tops(lowers))
+        with suppress(OSError, Unanswered):  # as long as it does not say so, what was true before
+            self.name_max = self.space().f_namemax
         if origins is not self.lookup.origins:
             self.lookup.origins, old = origins, self.lookup.origins
             self.copier.origins = origins
@@ -139,6 +147,33 @@ class FileSystem:
             if branch not in lowers:
                 self.table.remove_branch(branch)
         return stale
+
+    def _tops(self, lowers: Sequence[Branch]) -> list[Dir]:
+        """The layers of the root with these lower branches."""
+        tops = [layer for layer in self.table.root.layers if layer.branch.is_upper]
+        return [*tops, *(branch.root for branch in lowers)]
+
+    def _number(self, lowers: Sequence[Branch]) -> bool:
+        """Give the branches their places; whether all names have to be looked up again because of that."""
+        before = self.lowers
+        stay = [branch for branch in before if branch in lowers]
+        moved = stay != [branch for branch in lowers if branch in before]
+        return _number(self.copier.upper, lowers, self.data_branches) or moved
+
+    @contextmanager
+    def _numbered(self, lowers: Sequence[Branch]) -> Iterator[bool]:
+        """The same for a moment."""
+        branches = {*self.lowers, *lowers, *self.data_branches}
+        places = [(branch, branch.index, branch.is_last, branch.data_below) for branch in branches]
+        try:
+            yield self._number(lowers)
+        finally:
+            for branch, index, is_last, data_below in places:
+                branch.index, branch.is_last, branch.data_below = index, is_last, data_below
+
+    def space(self) -> os.statvfs_result:
+        """statvfs(3) of the topmost branch."""
+        return self.table.root.layers[0].ask(os.fstatvfs)
 
     def directory(self, ino: int) -> Directory:
         """The directory node of a number that the kernel has a reference to."""

@@ -12,9 +12,22 @@ from collections.abc import Iterator
 
 from pyunion.fs.lookup import Lookup, attributes
 from pyunion.fs.nodes import Directory, Listing, Node
+from pyunion.fs.waiting import Unanswered
 
 Entry = tuple[bytes, Node, os.stat_result, int]  # name, node, attributes, position after the entry
 DOTS = 2  # the positions after `.` and `..`
+
+
+def as_far_as_known(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """Entries up to the first that a branch has to be asked for. If that is the very first, raises Unanswered."""
+    begun = False
+    try:
+        for entry in entries:
+            yield entry
+            begun = True
+    except Unanswered:
+        if not begun:
+            raise
 
 
 class Listings:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 # Up to so many layers are asked one after the other; the names in more are listed, after so many looks.
-_FEW = 4
+FEW = 4
 _LOOKS_BEFORE_LISTING = 3
 _MOST_NAMES = 1 << 16  # more than that are not kept in mind
 
@@ -131,10 +131,8 @@ class Lookup:
     def _another_name(self, file: File, parent: Directory, name: bytes, found: Found) -> None:
         if file.dead:
             # its last known name went, and here is one that was not known: no need for the descriptor any more
+            file.let_go()
             file.at(found.dir, found.name)
-            if file.pin >= 0:
-                os.close(file.pin)
-                file.pin = -1
         self.table.add_name(file, parent, name)
 
     # -- objects ----------------------------------------------------------------------------------------------
@@ -142,7 +140,7 @@ class Lookup:
     def find(self, parent: Directory, name: bytes, start: int = 0) -> Found | None:
         """The object under a name, from the layers of `parent`. The first entry from the top decides."""
         layers = parent.layers
-        for position in range(start, len(layers)) if len(layers) <= _FEW else self._positions(parent, name, start):
+        for position in range(start, len(layers)) if len(layers) <= FEW else self._positions(parent, name, start):
             layer = layers[position]
             st = layer.stat(name)
             branch = layer.branch
@@ -248,7 +246,7 @@ class Lookup:
         """Whether a layer below upper shows something under the name, so that only a whiteout can hide it."""
         lowers = parent.lowers
         above = len(parent.layers) - len(lowers)
-        many = len(lowers) > _FEW
+        many = len(lowers) > FEW
         for position in self._positions(parent, name, above) if many else range(above, len(parent.layers)):
             layer = parent.layers[position]
             st = layer.stat(name)
@@ -326,8 +324,7 @@ def attributes(node: Node) -> os.stat_result:
     if node.data is None:
         return st
     directory, name = node.data
-    below = os.stat(name, dir_fd=directory.fd(), follow_symlinks=False)
-    return with_blocks(st, below.st_blocks)
+    return with_blocks(st, directory.lstat(name).st_blocks)
 
 
 def with_blocks(st: os.stat_result, blocks: int) -> os.stat_result:

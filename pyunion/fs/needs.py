@@ -34,13 +34,15 @@ class Stack:
         prefix = upper.xattr_prefix or b""
         top = upper_branch(upper.path, upper.root.fd(), self.cache, prefix)
         rest = lower_branches(
-            [(branch.path, branch.root.fd()) for branch in (*lowers, *data)],
+            [(branch.path, branch.root.fd(), branch.remote) for branch in (*lowers, *data)],
             self.cache,
             first_index=1,
             xattr_prefix=prefix,
             aufs=lowers[0].aufs,
             data_only=len(data),
         )
+        for branch, known in zip(rest, (*lowers, *data), strict=True):
+            branch.root.xwhiteouts = known.root.xwhiteouts
         merged = rest[: len(lowers)]
         merged[-1].is_last = False
         self.root = Directory(None, b"", tuple(branch.root for branch in (top, *merged)))

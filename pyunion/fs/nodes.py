@@ -8,12 +8,15 @@ Knows no look-up and no changes; everything here is synchronous.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from errno import ENOENT
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pyunion.branch.dirs import Branch, Dir
+from pyunion.branch.remote import Remote
 from pyunion.union.numbers import Numbers
+
+_T = TypeVar("_T")
 
 ROOT = 1
 
@@ -47,7 +50,11 @@ class Node:
         raise NotImplementedError
 
     def address(self) -> tuple[int, bytes]:
-        """The topmost object as pyunion.branch.objects wants it."""
+        """The topmost object as pyunion.branch.objects wants it. For one in a lower branch there is ask()."""
+        raise NotImplementedError
+
+    def ask(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """A function of pyunion.branch.objects, which changes nothing, on the topmost object."""
         raise NotImplementedError
 
     def path(self) -> bytes:
@@ -68,7 +75,7 @@ class File(Node):
     """
 
     __slots__ = (
-        "aliases", "data", "dir", "fds", "former", "index", "key", "lower_links", "pin", "real", "settled",
+        "aliases", "data", "dir", "fds", "former", "index", "key", "lower_links", "pin", "real", "settled", "swapped",
         "told_mtime_ns", "written",
     )  # fmt: skip
 
@@ -79,6 +86,7 @@ class File(Node):
         self.pin = -1
         self.data: Place | None = None  # where the data are, for a metadata-only copy
         self.fds: list[int] | None = None  # open descriptors, each of which is a file handle of the kernel's
+        self.swapped: set[int] | None = None  # of these, while a copy comes from a branch that may not answer
         self.former: dict[int, int] | None = None  # ids from before it was renewed, and the kernel's references to them
         self.key: tuple[int, int] | None = None  # device and inode number, where there are other names
         self.aliases: list[tuple[Directory, bytes]] | None = None  # further names that were looked up
@@ -101,6 +109,27 @@ class File(Node):
             return True
         return self.pin < 0 and self.dir.branch is branch
 
+    def hold(self, pin: int) -> None:
+        """The object in a lower branch is reached by an O_PATH descriptor from now on, until let_go(): its name may be
+        another one's. Where the branch may not answer, that is asked as any other of its directories."""
+        if self.dir.branch.remote is None:
+            self.pin = pin
+        else:
+            self.dir, self.real = self.dir.branch.root.child(b""), b""
+            self.dir.open_fd, self.dir.pinned = pin, True
+
+    def is_held(self) -> bool:
+        """Whether it is reached by a descriptor."""
+        return self.pin >= 0 or not self.real
+
+    def let_go(self) -> None:
+        """Close the descriptor that a file without a name is reached by, if there is one."""
+        if self.pin >= 0:
+            os.close(self.pin)
+            self.pin = -1
+        elif self.is_held() and not self.in_upper and self.dir.parent is not None:
+            self.dir.close()
+
     def at(self, directory: Dir, real: bytes) -> None:
         """The object has come to another place of upper."""
         if self.index is None:
@@ -112,7 +141,22 @@ class File(Node):
     def stat(self) -> os.stat_result:
         if self.pin >= 0:
             return os.fstat(self.pin)
-        return os.stat(self.real, dir_fd=self.dir.fd(), follow_symlinks=False)
+        return self.dir.lstat(self.real)
+
+    def ask(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        if self.pin >= 0:
+            return function(self.pin, b"", *arguments)
+        return self.dir.ask(function, self.real, *arguments)
+
+    @property
+    def source(self) -> tuple[Dir, bytes]:
+        """Where its data are, as long as it has a name in a branch."""
+        return self.data or (self.dir, self.real)
+
+    @property
+    def remote(self) -> Remote | None:
+        """The branch that its data come from, if that may not answer."""
+        return self.source[0].branch.remote
 
 
 class Listing(NamedTuple):
@@ -152,12 +196,19 @@ class Directory(Node):
         return self.layers[1:] if self.in_upper else self.layers
 
     def address(self) -> tuple[int, bytes]:
-        if self.dead and self.in_upper and self.layers[0].open_fd < 0:
-            raise OSError(ENOENT, os.strerror(ENOENT), self.name)
+        self._require_open()
         return self.layers[0].fd(), b"."
 
+    def ask(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        self._require_open()
+        return self.layers[0].ask(function, b".", *arguments)
+
+    def _require_open(self) -> None:
+        if self.dead and self.in_upper and self.layers[0].open_fd < 0:
+            raise OSError(ENOENT, os.strerror(ENOENT), self.name)
+
     def stat(self) -> os.stat_result:
-        return os.fstat(self.layers[0].fd())
+        return self.layers[0].status()
 
 
 class Table:
@@ -284,9 +335,7 @@ class Table:
                 del parent.children[name]
                 self.release(parent)
         file.aliases = None
-        if file.pin >= 0:
-            os.close(file.pin)
-            file.pin = -1
+        file.let_go()
 
     # -- names ------------------------------------------------------------------------------------------------
 

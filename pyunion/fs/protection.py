@@ -47,6 +47,6 @@ def require_copying_into(file: File) -> None:
 
 
 def _refuse(node: Node, flags: int) -> None:
-    held = node.protection if node.in_upper else objects.protection(*node.address())
+    held = node.protection if node.in_upper else node.ask(objects.protection)
     if held & flags:
         raise OSError(EPERM, os.strerror(EPERM), node.name)

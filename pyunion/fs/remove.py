@@ -39,8 +39,9 @@ class Remove:
         self._copier.links.before_change(node)
         if node.in_upper:
             into = parent.layers[0]
+            covered = self._lookup.covered(parent, name)
             with kept_open(node):
-                if self._lookup.covered(parent, name):
+                if covered:
                     work.whiteout_over(into, name, is_dir=False)
                 else:
                     os.unlink(name, dir_fd=into.fd())
@@ -66,8 +67,9 @@ class Remove:
         self.require_empty(node)
         if node.in_upper:
             into = parent.layers[0]
+            covered = self._lookup.covered(parent, name)
             node.layers[0].pin()
-            if self._lookup.covered(parent, name):
+            if covered:
                 work.whiteout_over(into, name, is_dir=True)
             else:
                 try:

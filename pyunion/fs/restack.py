@@ -3,7 +3,8 @@
 Owns the step from one stack of layers to another, from the root down. A directory goes on as long as its name shows a
 directory, whichever parts that has; anything else goes on under a name as long as that shows the same object of a
 branch. What is left loses its name, as if it had been removed: who has it open goes on with it. What is in upper stays,
-as upper is above all. Everything is synchronous; the kernel is told afterwards, by pyunion/fuse/stale.py.
+as upper is above all. Everything is synchronous; the kernel is told afterwards, by pyunion/fuse/stale.py. What
+branches that may not answer have to say is known before, from pyunion/fs/rehearsal.py; what is not, is as if it failed.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import NamedTuple
 from pyunion.branch.dirs import Branch, Dir
 from pyunion.fs.lookup import Found, Lookup
 from pyunion.fs.nodes import Directory, File, Node, Table
+from pyunion.fs.waiting import Unanswered
 from pyunion.union import marks
 
 log = logging.getLogger(__name__)
 
-Place = tuple[Branch, tuple[bytes, ...]]
+Where = tuple[Branch, tuple[bytes, ...]]
 
 
 class Stale(NamedTuple):
@@ -55,14 +57,14 @@ class Restacking:
     # -- directories ------------------------------------------------------------------------------------------
 
     def _directory(self, directory: Directory, layers: Sequence[Dir]) -> None:
-        before = {_place(layer): layer for layer in directory.layers}
-        after = {_place(layer): layer for layer in layers}
+        before = {where(layer): layer for layer in directory.layers}
+        after = {where(layer): layer for layer in layers}
         for place, layer in after.items():
             before.get(place, layer).xwhiteouts = layer.xwhiteouts
         gone = [layer for place, layer in before.items() if place not in after]
         new = [layer for place, layer in after.items() if place not in before]
         directory.layers = tuple(before.get(place, layer) for place, layer in after.items())
-        names = self._names([*gone, *(directory.lowers if self._every else new)])
+        names = self._names(directory, [*gone, *(directory.lowers if self._every else new)])
         for layer in gone:
             if layer.parent is not None:
                 layer.close()
@@ -74,47 +76,31 @@ class Restacking:
         for name, node in list(directory.children.items()):
             if isinstance(node, Directory):
                 self._subdirectory(directory, name, node)
-            elif isinstance(node, File) and _depends(node) and (self._every or name in names or node.data):
+            elif isinstance(node, File) and depends(node) and (self._every or name in names or node.data):
                 self._file(directory, name, node)
         # The kernel may have kept that there is nothing.
         self._stale.names.extend((directory, name, None) for name in names if name not in directory.children)
 
     @staticmethod
-    def _names(layers: Sequence[Dir]) -> set[bytes]:
+    def _names(directory: Directory, layers: Sequence[Dir]) -> set[bytes]:
+        """What may show something else now; where a layer does not tell, that is all that shows, or is known."""
         names: set[bytes] = set()
-        for layer in layers:
-            try:
-                found = layer.names()
-            except OSError as error:
-                log.warning("cannot list a directory of %r: %s", layer.branch.path, error.strerror)
-                continue
-            names.update(found)
-            if layer.branch.aufs:
-                prefix = marks.AUFS_PREFIX
-                names.update(name[len(prefix) :] for name in found if name.startswith(prefix))
-        names.discard(b"")
+        if not _list(layers, names):
+            names.update(directory.children)
+            _list(directory.layers, names)
         return names
 
     def _subdirectory(self, parent: Directory, name: bytes, directory: Directory) -> None:
         found = self._find(parent, name)
-        if found is not None and found.layers:
-            layers: Sequence[Dir] = found.layers
-            if directory.in_upper:
-                layers = (directory.layers[0], *layers[1:])
-            directory.copied = directory.copied or found.lower_st is not None
-        elif directory.in_upper:  # one that cannot be looked up again keeps what there is of it
-            branches = {layer.branch for layer in self._table.root.layers}
-            layers = [layer for layer in directory.layers if layer.branch in branches]
-        else:
+        layers = layers_after(directory, found, self._table.root.layers)
+        if not layers:
             self._drop_tree(directory)
             return
+        directory.copied = directory.copied or (found is not None and found.lower_st is not None)
         self._todo.append((directory, layers))
 
     def _drop_tree(self, top: Directory) -> None:
-        tree = [top]
-        for directory in tree:
-            tree += [child for child in directory.children.values() if isinstance(child, Directory)]
-        for directory in reversed(tree):
+        for directory in reversed(tree_of(top)):
             for name, child in list(directory.children.items()):
                 if isinstance(child, File):
                     self._drop_file(directory, name, child)
@@ -173,26 +159,72 @@ class Restacking:
     def _hold(self, file: File) -> None:
         """A file without a name is what those have open who use it. Its place may be another one's by now; but if a
         name shows it again, it is the same file still."""
-        if file.in_upper or file.pin >= 0:
+        if file.in_upper or file.is_held():
             return
+        st = None
+        if file.remote is not None and not self._changed_outside:
+            with suppress(OSError, Unanswered):
+                st = file.stat()
         if file.fds and file.data is None:
             with suppress(OSError):  # else it is reached by its branch, for as long as somebody uses it
-                file.pin = os.open(b"/proc/self/fd/%d" % file.fds[0], os.O_PATH | os.O_CLOEXEC)
-        if file.pin < 0 and self._changed_outside:
+                file.hold(os.open(b"/proc/self/fd/%d" % file.fds[0], os.O_PATH | os.O_CLOEXEC))
+        if not file.is_held() and self._changed_outside:
             file.dir, file.real = file.dir.branch.root, b""
         elif file.key is None and file.data is None:
-            with suppress(OSError):
-                self._table.add_link(file, file.stat())
+            with suppress(OSError, Unanswered):
+                self._table.add_link(file, st or file.stat())
 
     def _find(self, parent: Directory, name: bytes) -> Found | None:
         try:
             return self._lookup.find(parent, name)
-        except OSError as error:  # which the next look-up will tell
-            log.info("%r cannot be looked up: %s", name, error.strerror)
+        except (OSError, Unanswered) as error:  # which the next look-up will tell
+            log.info("%r cannot be looked up: %s", name, error)
             return None
 
 
-def _place(layer: Dir) -> Place:
+def _list(layers: Sequence[Dir], names: set[bytes]) -> bool:
+    """Add the names in all layers; whether all could be listed."""
+    complete = True
+    for layer in layers:
+        try:
+            names |= names_in(layer)
+        except (OSError, Unanswered) as error:
+            log.warning("cannot list a directory of %r: %s", layer.branch.path, error)
+            complete = False
+    return complete
+
+
+def names_in(layer: Dir) -> set[bytes]:
+    """The names for which a directory has something to say."""
+    found = layer.names()
+    names = set(found)
+    if layer.branch.aufs:
+        prefix = marks.AUFS_PREFIX
+        names.update(name[len(prefix) :] for name in found if name.startswith(prefix))
+        names.discard(b"")
+    return names
+
+
+def layers_after(directory: Directory, found: Found | None, root: Sequence[Dir]) -> Sequence[Dir]:
+    """The layers that a directory has when its name shows this, in a union with this root; none if it is gone."""
+    if found is not None and found.layers:
+        return (directory.layers[0], *found.layers[1:]) if directory.in_upper else found.layers
+    if not directory.in_upper:
+        return ()
+    branches = {layer.branch for layer in root}  # one that cannot be looked up again keeps what there is of it
+    return [layer for layer in directory.layers if layer.branch in branches]
+
+
+def tree_of(top: Directory) -> list[Directory]:
+    """A directory and all known ones below it, each after the one that it is in."""
+    tree = [top]
+    for directory in tree:
+        tree += [child for child in directory.children.values() if isinstance(child, Directory)]
+    return tree
+
+
+def where(layer: Dir) -> Where:
+    """What tells a directory of a branch from others, also if there are two objects for it."""
     names = []
     directory = layer
     while directory.parent is not None:
@@ -201,7 +233,7 @@ def _place(layer: Dir) -> Place:
     return layer.branch, tuple(reversed(names))
 
 
-def _depends(file: File) -> bool:
+def depends(file: File) -> bool:
     """Whether lower branches have a say in what its name shows."""
     return not file.in_upper or file.index is not None or file.data is not None
 
@@ -210,5 +242,8 @@ def _same_data(file: File, found: Found) -> bool:
     """Whether the data of a metadata-only copy in a lower branch are those that they were."""
     if file.data is None or found.data is None:
         return file.data is found.data
-    before, after = file.data[0].stat(file.data[1]), found.data[0].stat(found.data[1])
+    try:
+        before, after = file.data[0].stat(file.data[1]), found.data[0].stat(found.data[1])
+    except (OSError, Unanswered):
+        return False
     return before is not None and after is not None and os.path.samestat(before, after)

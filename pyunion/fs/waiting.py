@@ -1,5 +1,8 @@
 """How a request waits: for a thread, or for a lock. Nothing else in this package may suspend a request.
 
+What may not answer is asked by threads of its own: see pyunion/branch/asking.py. A request that needs an answer is
+begun again when it is there, and how many wait for one branch is nothing to those who need another.
+
 A request's coroutine can be run without a task as long as it does not wait, which most never do. Owns the point where
 one that has to wait gets a task of its own: `quickly` runs a coroutine up to there, `rest_of` is what remains of it, to
 be awaited in a task. Run by a task from the start, a coroutine waits as any other.
@@ -7,12 +10,20 @@ be awaited in a task. Run by a task from the start, a coroutine waits as any oth
 
 from __future__ import annotations
 
+import inspect
 import time
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import trio
+
+from pyunion.branch.asking import Answer, answers
+from pyunion.branch.asking import Question as Question
+from pyunion.branch.asking import Unanswered as Unanswered
+from pyunion.branch.dirs import Dir
+from pyunion.branch.remote import Remote
 
 _T = TypeVar("_T")
 _MOMENT_S = 0.002  # no longer than requests wait for each other anyway
@@ -56,16 +67,24 @@ def task_needed() -> Generator[None, None, None]:
         yield
 
 
-async def in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
-    """Call a function that may take long, while other requests go on."""
+async def in_thread(function: Callable[..., _T], *arguments: Any, of: Remote | None = None) -> _T:
+    """Call a function that may take long, while other requests go on. `of` says which branch it may wait for for ever:
+    at the end of the mount nobody waits for that."""
     await task_needed()
-    return await trio.to_thread.run_sync(function, *arguments)
+    if of is None:
+        return await trio.to_thread.run_sync(function, *arguments)
+    threads = _threads.setdefault(of, trio.CapacityLimiter(_MOST_THREADS))
+    return await trio.to_thread.run_sync(function, *arguments, limiter=threads, abandon_on_cancel=True)
+
+
+_MOST_THREADS = 40  # that wait for one branch
+_threads: WeakKeyDictionary[Remote, trio.CapacityLimiter] = WeakKeyDictionary()
 
 
 class OnDisk:
     """Calls functions that wait for a disk: little is a moment with a quick disk, and long with a slow or busy one. A
     thread takes a moment, too; so they are called at once as long as they have little to write and the last one that
-    had was done in a moment."""
+    had was done in a moment. Never for what asks a branch that may not answer."""
 
     def __init__(self) -> None:
         self._quick = False
@@ -79,3 +98,75 @@ class OnDisk:
             return function(*arguments) if self._quick else await in_thread(function, *arguments)
         finally:
             self._quick = time.perf_counter() - start < _MOMENT_S
+
+
+async def in_order(of: Remote, step: Callable[[], object]) -> None:
+    """Have a step made that ends with close(2) of a file of a branch, as Remote.in_order() does."""
+    await task_needed()
+    done = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def make() -> None:
+        try:
+            step()
+        finally:
+            token.run_sync_soon(done.set)
+
+    of.in_order(make)
+    await done.wait()
+
+
+# -- branches that may not answer -------------------------------------------------------------------------------------
+
+
+async def ask(directory: Dir, function: Callable[..., _T], *arguments: Any) -> _T:
+    """As Dir.ask(), for what is not to be asked again when the request is."""
+    if directory.branch.remote is None:
+        return directory.ask(function, *arguments)
+    value: _T = (await _answer(Question(directory, function, arguments))).get()
+    return value
+
+
+async def _answer(question: Question) -> Answer:
+    await task_needed()
+    base, names = question.prepare()
+    return await in_thread(question.answer, base, names, of=question.directory.branch.remote)
+
+
+async def patiently(
+    again: Callable[[], Any], question: Question | None = None, begun: Coroutine[Any, Any, Any] | None = None
+) -> Any:
+    """The result of a request that has to wait. It needs the answer to `question` first, or `begun` is what quickly()
+    has left of it; `again` begins it from the start, synchronous or not."""
+    known: dict[Question, Answer] = {}
+    before = answers.set(known)
+    try:
+        while True:
+            if question is not None:
+                known[question] = await _answer(question)
+            try:
+                if begun is not None:
+                    return await rest_of(begun)
+                result = again()
+                return await result if inspect.iscoroutine(result) else result
+            except Unanswered as unanswered:
+                question, begun = unanswered.question, None
+    finally:
+        answers.reset(before)
+
+
+async def answer_all(questions: Sequence[Question], known: dict[Question, Answer], patience_s: float) -> None:
+    """Have questions answered, many at a time. Raises trio.TooSlowError if there is no answer for so long."""
+
+    async def learn(question: Question) -> None:
+        try:
+            known[question] = await _answer(question)
+        except OSError as error:
+            known[question] = Answer(None, error)
+        patience.deadline = trio.current_time() + patience_s
+
+    with trio.fail_after(patience_s) as patience:
+        for start in range(0, len(questions), _MOST_THREADS):
+            async with trio.open_nursery() as nursery:
+                for question in questions[start : start + _MOST_THREADS]:
+                    nursery.start_soon(learn, question)

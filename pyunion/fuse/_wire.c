@@ -117,6 +117,8 @@ static void process_init(struct fuse_session *se, const struct fuse_buf *buf, co
         }
         if (flags >> 32)
             flags |= WIRE_INIT_EXT;
+        /* Reads ahead of a branch that does not answer must not take the places of all others. */
+        answer.out.max_background = answer.out.congestion_threshold = UINT16_MAX;
         answer.out.flags = (uint32_t)flags;
         answer.out.flags2 = (uint32_t)(flags >> 32);
         buffer_size = (answer.out.max_write > 131072 ? answer.out.max_write : 131072) + 4096;

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import struct
 from collections.abc import Callable
 
@@ -46,7 +45,7 @@ class Backing:
         self._session_fd = session_fd
         self._opened: dict[int, _Opened] = {}  # by the id of the node
         self._id_of: dict[int, int] = {}  # by the descriptor
-        self._refused: set[int] = set()  # devices whose files cannot be passed through
+        self._refused: set[bytes] = set()  # branches with files that cannot be passed through
         self.granted = False
 
     def __len__(self) -> int:
@@ -80,11 +79,10 @@ class Backing:
         try:
             return self._open(fd) if self._files.may_pass_through(file) else 0
         except OSError as error:  # ELOOP from a file system that is stacked itself
-            device = os.fstat(fd).st_dev
-            if device not in self._refused:
-                self._refused.add(device)
-                where = f"{os.major(device)}:{os.minor(device)}"
-                log.info("files of device %s are not passed through: %s", where, error.strerror)
+            branch = file.source[0].branch
+            if branch.path not in self._refused:
+                self._refused.add(branch.path)
+                log.info("files of branch %r are not passed through: %s", branch.path, error.strerror)
             return 0
 
     def _open(self, fd: int) -> int:

@@ -11,10 +11,12 @@ import inspect
 import logging
 from collections.abc import Callable, Coroutine
 from errno import EIO
+from functools import partial
 from typing import Any
 
 import pyfuse3
 
+from pyunion.fs.waiting import Question, Unanswered, patiently
 from pyunion.fuse import tally
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,19 @@ def errno_of(error: Exception, kind: int) -> int:
     return number
 
 
+async def _wait(again: Callable[[], Any], question: Question, kind: int) -> Any:
+    """The result of a handler that has to ask first."""
+    in_flight.count += 1
+    try:
+        return await patiently(again, question)
+    except pyfuse3.FUSEError:
+        raise
+    except Exception as error:
+        raise pyfuse3.FUSEError(errno_of(error, kind)) from None
+    finally:
+        in_flight.count -= 1
+
+
 def guarded(handler: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
     """Make a request handler, synchronous or not, into what pyfuse3 calls."""
     kind = tally.kind_of(handler.__name__)
@@ -51,12 +66,15 @@ def guarded(handler: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, An
             in_flight.count += 1
             try:
                 return await handler(*args)
+            except Unanswered as unanswered:
+                question = unanswered.question
             except pyfuse3.FUSEError:
                 raise
             except Exception as error:
                 raise pyfuse3.FUSEError(errno_of(error, kind)) from None
             finally:
                 in_flight.count -= 1
+            return await _wait(partial(handler, *args), question, kind)
 
         return wrapper
 
@@ -65,9 +83,12 @@ def guarded(handler: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, An
         tally.requests[kind] += 1
         try:
             return handler(*args)
+        except Unanswered as unanswered:
+            question = unanswered.question
         except pyfuse3.FUSEError:
             raise
         except Exception as error:
             raise pyfuse3.FUSEError(errno_of(error, kind)) from None
+        return await _wait(partial(handler, *args), question, kind)
 
     return sync_wrapper

@@ -21,6 +21,7 @@ from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, Set
 from pyunion.fs.attributes import Changes
 from pyunion.fs.files import OpenFiles
 from pyunion.fs.filesystem import FileSystem
+from pyunion.fs.listing import as_far_as_known
 from pyunion.fs.lookup import attributes, link_count
 from pyunion.fs.nodes import ROOT, Directory, File, Node
 from pyunion.fs.waiting import in_thread
@@ -156,7 +157,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
-        st = os.fstatvfs(self._fs.statfs_fd)
+        st = self._fs.space()
         data = pyfuse3.StatvfsData()
         for name in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
             setattr(data, name, getattr(st, name))
@@ -262,7 +263,7 @@ class Operations(pyfuse3.Operations):
         reply: Any = pyfuse3.readdir_reply
         if len(fs.cache) > fs.cache.limit:
             fs.cache.trim()
-        for name, node, st, following in fs.listings.entries(fs.directory(fh), offset):
+        for name, node, st, following in as_far_as_known(fs.listings.entries(fs.directory(fh), offset)):
             if following <= 2:  # . and .. give no reference
                 if not reply(token, name, self._stat(node, st), following):
                     return

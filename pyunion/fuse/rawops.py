@@ -11,16 +11,17 @@ import errno
 import os
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from stat import S_IMODE, S_ISGID, S_ISUID
 from types import CoroutineType
 from typing import Any, NamedTuple
 
 from pyunion.fs.attributes import Changes
 from pyunion.fs.filesystem import FileSystem
-from pyunion.fs.listing import DOTS
+from pyunion.fs.listing import DOTS, as_far_as_known
 from pyunion.fs.lookup import attributes, link_count
 from pyunion.fs.nodes import ROOT, File, Node
-from pyunion.fs.waiting import quickly, rest_of
+from pyunion.fs.waiting import Unanswered, patiently, quickly
 from pyunion.fuse import layout, tally, wire
 from pyunion.fuse.backing import Backing
 from pyunion.fuse.guard import errno_of, in_flight
@@ -101,27 +102,36 @@ class RawRequests:
     def hook(self, opcode: int, unique: int, node: int, uid: int, gid: int, pid: int, body: bytes) -> Reply:
         """Called by the extension for each request with one of our opcodes. True: a task will reply."""
         tally.requests[opcode] += 1
+        question = begun = None
         try:
-            handler = self._of_node.get(opcode)
-            if handler is not None:
-                answer = handler(node, body)
-            else:
-                answer = self._of_caller[opcode](Request(node, uid, gid, pid), body)
+            answer = self._begin_request(opcode, node, uid, gid, pid, body)
             if type(answer) is not CoroutineType:
                 return answer  # type: ignore[return-value]
             done = quickly(answer)
+            if done is not None:
+                return done.result  # type: ignore[no-any-return]
+            begun = answer
+        except Unanswered as unanswered:
+            question = unanswered.question
         except Exception as error:
             return errno_of(error, opcode)
-        if done is not None:
-            return done.result  # type: ignore[no-any-return]
         in_flight.count += 1  # from here on, and not only when the task begins: until then trio has to run
-        self._start(self.finish, opcode, unique, answer)
+        again = partial(self._begin_request, opcode, node, uid, gid, pid, body)
+        self._start(self.finish, opcode, unique, patiently(again, question, begun))
         return True
 
-    async def finish(self, opcode: int, unique: int, handler: Coroutine[Any, Any, Reply]) -> None:
+    def _begin_request(
+        self, opcode: int, node: int, uid: int, gid: int, pid: int, body: bytes
+    ) -> Reply | Coroutine[Any, Any, Reply]:
+        handler = self._of_node.get(opcode)
+        if handler is not None:
+            return handler(node, body)
+        return self._of_caller[opcode](Request(node, uid, gid, pid), body)
+
+    async def finish(self, opcode: int, unique: int, rest: Coroutine[Any, Any, Reply]) -> None:
         """The task of a request that has to wait."""
         try:
-            wire.reply(unique, await rest_of(handler))
+            wire.reply(unique, await rest)
         except Exception as error:
             wire.reply(unique, errno_of(error, opcode))
         finally:
@@ -224,7 +234,7 @@ class RawRequests:
         return self._fs.attributes.read_link(self._nodes[number])
 
     def _statfs(self, node: int, body: bytes) -> bytes:
-        return layout.statfs_reply(os.fstatvfs(self._fs.statfs_fd))
+        return layout.statfs_reply(self._fs.space())
 
     def _statx(self, number: int, body: bytes) -> bytes:
         (mask,) = layout.STATX.unpack_from(body)
@@ -356,7 +366,7 @@ class RawRequests:
         fh, offset, whence = layout.LSEEK.unpack_from(body)
         if self._fs.files.kept_back(fh):
             await send_and_drop_pages(node)
-        return layout.OFFSET.pack(os.lseek(fh, offset, whence))
+        return layout.OFFSET.pack(await self._fs.files.seek(fh, offset, whence))
 
     async def _fallocate(self, request: Request, body: bytes) -> bytes:
         fh, offset, length, mode = layout.FALLOCATE.unpack_from(body)
@@ -383,8 +393,8 @@ class RawRequests:
         fs = self._fs
         if len(fs.cache) > fs.cache.limit:
             fs.cache.trim()
-        parts = []
-        for name, node, st, following in fs.listings.entries(fs.directory(number), offset):
+        parts: list[bytes] = []
+        for name, node, st, following in as_far_as_known(fs.listings.entries(fs.directory(number), offset)):
             is_dot = following <= DOTS  # which gives no reference
             attr = self._attributes(node, st)
             entry = layout.entry_reply(0 if is_dot else node.id, attr, self._valid_s(node, st))

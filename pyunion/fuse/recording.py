@@ -173,9 +173,9 @@ class Recording:
             self._note(begun)
         return answer
 
-    async def _finish(self, opcode: int, unique: int, handler: Coroutine[Any, Any, Reply]) -> None:
+    async def _finish(self, opcode: int, unique: int, rest: Coroutine[Any, Any, Reply]) -> None:
         try:
-            await RawRequests.finish(self._raw, opcode, unique, handler)
+            await RawRequests.finish(self._raw, opcode, unique, rest)
         finally:
             self._note(self._waiting.pop(unique))
 

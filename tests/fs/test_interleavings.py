@@ -31,7 +31,7 @@ class Turns:
         self.held: list[trio.Event] = []
         self.runs = 0
 
-    async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def in_thread(self, function: Callable[..., Any], *arguments: Any, of: None = None) -> Any:
         turn = trio.Event()
         self.held.append(turn)
         await turn.wait()
