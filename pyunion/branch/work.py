@@ -6,11 +6,12 @@ ours to delete; it is emptied at each start. Knows no nodes and no requests.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from errno import EEXIST, EINVAL, EMLINK, ENODATA, ENOSYS, ENOTSUP
+from errno import EEXIST, EINVAL, EMLINK, ENODATA, ENOSYS, ENOTEMPTY, ENOTSUP
 from stat import S_IFCHR, S_IFREG, S_IRWXU, S_ISDIR, S_ISGID, S_ISREG
 
 from pyunion.branch import copyup, marks, objects, syscalls
@@ -251,18 +252,53 @@ def _left_over(name: bytes) -> Iterator[None]:
 
 
 def remove_tree(dirfd: int, name: bytes) -> None:
-    """Remove whatever is at a name of ours in the work directory."""
+    """Remove whatever is at a name of ours, however deep it is: directories in it come up to the top before they go, so
+    this needs neither recursion nor many descriptors. Raises OSError."""
     st = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
     if not S_ISDIR(st.st_mode):
         os.unlink(name, dir_fd=dirfd)
         return
+    _let_in(dirfd, name, st)
+    top = os.open(name, _DIR, dir_fd=dirfd)
+    try:
+        left = _remove_entries(top)
+        taken = frozenset(left)
+        free = (b"%x" % number for number in itertools.count() if b"%x" % number not in taken)
+        while left:
+            at = left.pop()
+            fd = os.open(at, _DIR, dir_fd=top)
+            try:
+                for directory, new in zip(_remove_entries(fd), free, strict=False):
+                    os.rename(directory, new, src_dir_fd=fd, dst_dir_fd=top)
+                    left.append(new)
+            finally:
+                os.close(fd)
+            os.rmdir(at, dir_fd=top)
+    finally:
+        os.close(top)
+    os.rmdir(name, dir_fd=dirfd)
+
+
+def _remove_entries(fd: int) -> list[bytes]:
+    """Remove what a directory holds; the directories in it that are not empty stay."""
+    left = []
+    for entry in map(os.fsencode, os.listdir(fd)):
+        st = os.stat(entry, dir_fd=fd, follow_symlinks=False)
+        if not S_ISDIR(st.st_mode):
+            os.unlink(entry, dir_fd=fd)
+            continue
+        try:
+            os.rmdir(entry, dir_fd=fd)
+        except OSError as error:
+            if error.errno not in (ENOTEMPTY, EEXIST):
+                raise
+            _let_in(fd, entry, st)
+            left.append(entry)
+    return left
+
+
+def _let_in(dirfd: int, name: bytes, st: os.stat_result) -> None:
+    """Open a directory to ourselves that its mode closes, as users' directories may be."""
     if st.st_mode & S_IRWXU != S_IRWXU:
         with suppress(PermissionError):  # who is not its owner may be allowed to without
             syscalls.chmod_nofollow(dirfd, name, S_IRWXU)
-    fd = os.open(name, _DIR, dir_fd=dirfd)
-    try:
-        for entry in os.listdir(fd):
-            remove_tree(fd, os.fsencode(entry))
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=dirfd)

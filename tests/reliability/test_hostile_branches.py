@@ -14,11 +14,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from pyunion.branch import opening
 from pyunion.branch.dirs import DirCache
@@ -29,73 +28,11 @@ from pyunion.union.marks import TRUSTED
 from tests.fs.conftest import ME
 from tests.harness.files import run
 from tests.harness.union import Union
+from tests.reliability.hostile import BRANCHES, Thing, has_control_characters
+from tests.reliability.hostile import things as any_things
 
-BRANCHES = 4
-_HAS_CONTROL_CHARACTERS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]").search
 # Requests that are being watched: what they open, and which paths they name.
 _watched: list[list[str]] = []
-
-
-class Thing(NamedTuple):
-    """An entry of a branch with its marks."""
-
-    branch: int
-    path: bytes
-    kind: str
-    marks: dict[bytes, bytes]
-
-    def put(self, base: Path) -> None:
-        path = os.fsencode(base / f"branch{self.branch}") + b"/" + self.path
-        with suppress(OSError):  # something that was made before is in the way
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            _MAKERS[self.kind](path)
-        for mark, value in self.marks.items():
-            with suppress(OSError):  # only files and directories have some kinds
-                os.setxattr(path, b"trusted.overlay." + mark, value, follow_symlinks=False)
-
-
-def _file(path: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(b"inside")
-
-
-_MAKERS: dict[str, Any] = {
-    "file": _file,
-    "empty": lambda path: os.close(os.open(path, os.O_CREAT | os.O_EXCL)),
-    "directory": os.mkdir,
-    "whiteout": lambda path: os.mknod(path, 0o20000, 0),
-    "device": lambda path: os.mknod(path, 0o20000, os.makedev(1, 3)),
-    "fifo": os.mkfifo,
-    "out": lambda path: os.symlink("../outside", path),
-    "far out": lambda path: os.symlink("/etc", path),
-    "itself": lambda path: os.symlink(os.path.basename(path), path),
-}
-
-_names = st.sampled_from([b"a", b"b", b"c", b".wh.a", b"...", b"\xff\n\x1b", b"n" * 255])
-_paths = st.lists(_names, min_size=1, max_size=3).map(b"/".join)
-_redirects = st.one_of(
-    _names,
-    _paths.map(lambda path: b"/" + path),
-    st.sampled_from([b"", b"/", b"..", b"/..", b"../outside", b"/../outside", b"/a/../../outside", b"."]),
-    st.sampled_from([b"a/b", b"//a", b"/a/b/", b"/outside", b"a\0b", b"/etc", b"x" * 300]),
-    st.binary(max_size=20),
-)
-_anything = st.binary(max_size=40)
-_marks = st.fixed_dictionaries(
-    {},
-    optional={
-        b"redirect": _redirects,
-        b"metacopy": st.one_of(st.just(b""), _anything),
-        b"opaque": st.one_of(st.sampled_from([b"y", b"x", b"n"]), _anything),
-        b"origin": st.one_of(_anything, st.binary(max_size=30).map(lambda tail: b"\x00\xfb\x1d\x00\x01" + tail)),
-        b"whiteout": _anything,
-        b"protattr": _anything,
-        b"nlink": st.one_of(st.sampled_from([b"U+999999999999", b"L-9", b"U"]), _anything),
-    },
-)
-_things = st.lists(
-    st.builds(Thing, st.integers(0, BRANCHES - 1), _paths, st.sampled_from(list(_MAKERS)), _marks), max_size=14
-)
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -162,7 +99,7 @@ def opened(base: Path, stack: ExitStack) -> FileSystem:
     return fs
 
 
-@given(things=_things)
+@given(things=any_things)
 async def test_nothing_that_a_branch_says_leads_out_of_it(things: list[Thing]) -> None:
     messages: list[str] = []
     handler = logging.Handler()
@@ -186,7 +123,7 @@ async def test_nothing_that_a_branch_says_leads_out_of_it(things: list[Thing]) -
         assert [path for path in named if not leads_nowhere_else(path)] == []
         assert walk.seen <= set(all_inside(base))
         assert b"outside" not in walk.data
-        assert [text for text in messages if _HAS_CONTROL_CHARACTERS(text)] == []
+        assert [text for text in messages if has_control_characters(text)] == []
 
 
 def test_the_watch_notices_what_leads_out() -> None:
