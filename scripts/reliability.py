@@ -1,5 +1,5 @@
 """Kills the daemon, its system calls, its clients and its power at every point of every kind of change, and counts
-what is lost.
+what is lost; and puts it under load for a while.
 
 Prints a table: tries, faults survived, losses. The exit status is 1 if anything was lost, and each loss is told. Run as
 root by scripts/reliability.
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from trials import clients, faults, kills, power
+from trials import clients, faults, kills, power, soak
 from trials.operations import OPERATIONS, Operation
 from trials.union import Home
 
@@ -60,12 +60,20 @@ def without_power(home: Home, operations: Sequence[Operation]) -> Iterator[tuple
                     yield f"{operation.name}, power cut on {kind} {one.when}", one.lost
 
 
+def loaded(minutes: float) -> Callable[[Home, Sequence[Operation]], Iterator[tuple[str, str]]]:
+    def tries(home: Home, operations: Sequence[Operation]) -> Iterator[tuple[str, str]]:
+        yield from soak.walk(home, minutes)
+
+    return tries
+
+
 ROWS = {
     "killed": Row("daemon killed at a system call", killed),
     "failed": Row("system call fails", failed),
     "clients": Row("client killed", interrupted(True)),
     "bare": Row("client killed, without the extension", interrupted(False)),
     "power": Row("power cut", without_power),
+    "soak": Row("mixed load", loaded(1)),
 }
 
 
@@ -94,13 +102,20 @@ def run(kind: str, operations: Sequence[Operation]) -> Counter[bool]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=ROWS, help="only this kind of fault (may be repeated)")
+    parser.add_argument(
+        "--soak", metavar="MINUTES", type=float, nargs="?", const=30.0, help="only load, for so long (30; else it is 1)"
+    )
     parser.add_argument("--operation", default="", help="only operations whose name has this in it")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing stays mounted then, either
     operations = [operation for operation in OPERATIONS if arguments.operation in operation.name]
     print(f"{'':40}{'tries':>8}{'survived':>10}{'losses':>8}", flush=True)
     losses = 0
-    for kind in arguments.only or ROWS:
+    chosen = arguments.only or list(ROWS)
+    if arguments.soak is not None:
+        ROWS["soak"] = ROWS["soak"]._replace(tries=loaded(arguments.soak))
+        chosen = ["soak"]
+    for kind in chosen:
         outcomes = run(kind, operations)
         print(f"{ROWS[kind].name:40}{sum(outcomes.values()):8}{outcomes[False]:10}{outcomes[True]:8}", flush=True)
         losses += outcomes[True]

@@ -67,6 +67,19 @@ class DirCache:
                 queue.append(directory)
 
 
+    def close_all(self) -> bool:
+        """Close all that can be opened again, where descriptors are wanted for something else; whether any was."""
+        closed = False
+        for _ in range(len(self._open)):
+            directory = self._open.popleft()
+            if directory.pinned:
+                self._open.append(directory)
+            elif directory.open_fd >= 0:
+                directory.close()
+                closed = True
+        return closed
+
+
 class Branch:
     """One branch of the union: its place in the stack, its root, and what kind of marks to read in it."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
+from errno import EMFILE
 
 from pyunion.fs.lookup import Lookup, attributes
 from pyunion.fs.nodes import Directory, Listing, Node
@@ -19,14 +20,15 @@ DOTS = 2  # the positions after `.` and `..`
 
 
 def as_far_as_known(entries: Iterator[Entry]) -> Iterator[Entry]:
-    """Entries up to the first that a branch has to be asked for. If that is the very first, raises Unanswered."""
+    """Entries up to the first that a branch has to be asked for, or for which there is no descriptor left: the kernel
+    asks for the others. If that is the very first, raises what it was, Unanswered or OSError."""
     begun = False
     try:
         for entry in entries:
             yield entry
             begun = True
-    except Unanswered:
-        if not begun:
+    except (Unanswered, OSError) as error:
+        if not begun or (isinstance(error, OSError) and error.errno != EMFILE):
             raise
 
 

@@ -114,11 +114,26 @@ class RawRequests:
         except Unanswered as unanswered:
             question = unanswered.question
         except Exception as error:
-            return errno_of(error, opcode)
+            if not self._makes_room(error):
+                return errno_of(error, opcode)
         in_flight.count += 1  # from here on, and not only when the task begins: until then trio has to run
         again = partial(self._begin_request, opcode, node, uid, gid, pid, body)
-        self._start(self.finish, opcode, unique, patiently(again, question, begun))
+        self._start(self.finish, opcode, unique, self._twice(again, patiently(again, question, begun)))
         return True
+
+    def _makes_room(self, error: Exception) -> bool:
+        """Whether a request may be begun again, as it lacked a descriptor and there are more now: those of directories
+        are kept for speed only. A request that fails leaves all as it was."""
+        return isinstance(error, OSError) and error.errno == errno.EMFILE and self._fs.cache.close_all()
+
+    async def _twice(self, again: Callable[[], Any], rest: Coroutine[Any, Any, Reply]) -> Reply:
+        try:
+            return await rest
+        except OSError as error:
+            if not self._makes_room(error):
+                raise
+        reply: Reply = await patiently(again)
+        return reply
 
     def _begin_request(
         self, opcode: int, node: int, uid: int, gid: int, pid: int, body: bytes

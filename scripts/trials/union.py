@@ -209,9 +209,9 @@ def sample(numbers: Sequence[int], most: int) -> list[int]:
     return sorted({numbers[-1 - len(numbers) * at // most] for at in range(most)}) if numbers else []
 
 
-def until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
+def until(condition: Callable[[], bool], what: Callable[[], str], seconds: float = 3) -> None:
     """For what the kernel does a moment later, as it tells of closed files. Raises Lost with what is wrong."""
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise Lost(what())
