@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,17 +173,35 @@ def held(scratch: Path, _can_mount: None) -> Iterator[HeldBranch]:
 
 @pytest.fixture(params=["extension", "bare"])
 def far(held: HeldBranch, pyunion: Union, request: pytest.FixtureRequest) -> Iterator[Union]:
-    """A union of it and another branch, of which the upper parts of the tree are known to the kernel."""
+    """A union of it and another branch."""
     if request.param == "bare":
         request.getfixturevalue("bare")
     for number in range(NEAR):
         write(pyunion.low / f"near/{number}", "near")
     pyunion.mount(lowers=[pyunion.low, held.at])
-    for path in ("near", "far", "far/many", *(f"far/{_place(name)}" for name in NEEDS_IT)):
-        (pyunion.at / path).stat()
     (pyunion.at / "mine").mkdir()
     yield pyunion
     held.go()
+
+
+class Known:
+    """Directories that are open, so that the kernel, once it knows them, does not forget them, whatever other programs
+    make it forget."""
+
+    def __init__(self, at: Path, names: Iterable[str]) -> None:
+        self._opened = [os.open(at / name, os.O_PATH) for name in names]
+
+    def close(self) -> None:
+        while self._opened:
+            os.close(self._opened.pop())
+
+
+@pytest.fixture(autouse=True)
+def known(far: Union) -> Iterator[Known]:
+    """The upper parts of the tree, so that no look-up there needs the branch."""
+    known = Known(far.at, ("near", "mine", "far", "far/many", *(f"far/{_place(name)}" for name in NEEDS_IT)))
+    yield known
+    known.close()
 
 
 class Others:
@@ -222,11 +240,12 @@ def test_who_needs_it_waits_and_nobody_else(held: HeldBranch, far: Union, name: 
     held.go()
 
 
-def test_how_much_space_there_is_on_it(held: HeldBranch, far: Union) -> None:
+def test_how_much_space_there_is_on_it(held: HeldBranch, far: Union, known: Known) -> None:
     """Which is asked of the topmost branch."""
+    known.close()
     far.unmount()
     far.mount(lowers=[held.at, far.low], writable=False)
-    (far.at / "near").stat()
+    near = Known(far.at, ["near"])
     held.hold()
     client = Client(lambda: os.statvfs(far.at).f_namemax)
     assert held.await_request()
@@ -234,6 +253,7 @@ def test_how_much_space_there_is_on_it(held: HeldBranch, far: Union) -> None:
     assert client.is_waiting()
     held.go()
     assert client.await_result() == 255
+    near.close()
 
 
 def test_the_status_names_it_and_answers_for_the_others(held: HeldBranch, far: Union) -> None:
@@ -278,7 +298,7 @@ def test_a_killed_client_that_waits_for_it_holds_nobody_up(held: HeldBranch, far
 
 
 @pytest.mark.parametrize("name", NEEDS_IT)
-def test_when_it_dies_those_who_wait_hear_so(held: HeldBranch, far: Union, name: str) -> None:
+def test_when_it_dies_those_who_wait_hear_so(held: HeldBranch, far: Union, known: Known, name: str) -> None:
     call, _ = NEEDS_IT[name]
     directory = far.at / "far" / _place(name)
     held.hold()
@@ -290,6 +310,7 @@ def test_when_it_dies_those_who_wait_hear_so(held: HeldBranch, far: Union, name:
     sentences = [line for line in far.daemon.log().splitlines() if "the branch" in line]
     assert len(sentences) == 1
     assert str(held.at) in sentences[0]
+    known.close()
     far.daemon.expect_complaints = True
     far.daemon.stop()
     far.forget()  # there is nothing to compare any more
