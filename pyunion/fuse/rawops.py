@@ -314,7 +314,10 @@ class RawRequests:
         flags, _ = layout.OPEN.unpack(body)
         file = self._fs.file(request.node)
         fd = await self._fs.files.open(file, flags, request)
-        if self._backing.is_outdated(request.node, file) and (request.node == file.id or flags & os.O_ACCMODE):
+        # By an id of before only what is reached by no name any more may be read on, as from /proc/PID/fd: the kernel
+        # may not have heard yet that another name of the file has to be looked up anew.
+        by_name = request.node == file.id or file.aliases is not None
+        if self._backing.is_outdated(request.node, file) and (by_name or flags & os.O_ACCMODE):
             self._fs.files.release(fd)
             if request.node == file.id:
                 self._renew(file)
