@@ -175,6 +175,7 @@ class _Upper:
                     yield from self._aufs(place, entry, name, path)
                 if entry.is_dir:
                     todo.append(_Place(path, entry))
+            self._tree.trim()
         for finding in whiteouts:
             yield finding._replace(repair=None) if self._led_nowhere else finding
 

@@ -55,7 +55,7 @@ def changes(branches: Branches) -> list[Change]:
     with ExitStack() as stack:
         walk = _Walk(branches, stack)
         walk.run()
-        return sorted(walk.found.values(), key=lambda change: change.path.split(b"/"))
+        return sorted(walk.found.values(), key=lambda change: change.path.replace(b"/", b"\0"))  # name by name
 
 
 class _Pair(NamedTuple):
@@ -85,6 +85,7 @@ class _Walk:
                 below = self._compare(pair, name)
                 if below is not None:
                     todo.append(below)
+            self._after.trim()
 
     def _names(self, pair: _Pair) -> Iterator[bytes]:
         if pair.known:

@@ -35,13 +35,12 @@ class _Place(NamedTuple):
 def layer_items(tree: Tree) -> Iterator[Item]:
     """What the topmost branch of a tree says. Raises PyunionError for what cannot be said in an OCI layer, OSError."""
     todo: list[_Place | Item] = [_Place(b"", tree.root_entry(), False)]
-    cache = tree.root[0].branch.cache
     while todo:
         place = todo.pop()
         if isinstance(place, Item):
             yield place
             continue
-        cache.trim()
+        tree.trim()
         if place.path:
             yield Item(place.path, place.entry)
         found = list(_below(tree, place))

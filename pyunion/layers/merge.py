@@ -70,8 +70,8 @@ class Merge:
                     todo.append(found)
             if there:
                 raise _changed(os.path.join(pair.path, there.pop()))
-            for cache in {branch.branch.cache for branch in (*self._union.root, self._copy.root)}:
-                cache.trim()
+            self._union.trim()
+            self._copy.cache.trim()
         copyup.dress(self._copy.root.fd(), b".", root.dir.fd(), root.name, root.st, self._terms)
         for directory, st in reversed(directories):
             if not self._terms.must_chown:

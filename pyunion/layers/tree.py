@@ -71,6 +71,11 @@ class Tree:
             return self._other(parts, position, name, st)
         return None
 
+    def trim(self) -> None:
+        """Give back descriptors that are not needed now; between the directories of a walk, however deep it goes."""
+        for cache in {part.branch.cache for part in (*self.root, *self._data)}:
+            cache.trim()
+
     def find(self, path: bytes) -> Entry | None:
         """The object at a path of names without a leading slash."""
         entry: Entry | None = self.root_entry()
