@@ -1,7 +1,8 @@
 """What the writable layer changes: the union held against the one without it, as `docker diff` does.
 
 Owns what counts as a change, and of which kind. Reads metadata only, and nothing outside of the directories that upper
-has, but where one was moved: it is new as a whole.
+has, but where one was moved: it is new as a whole; and where a changed file has names that only the index knows
+(overlayfs.rst, "Index"): these are looked for in the layers below.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pyunion.branch import objects
 from pyunion.branch.dirs import Dir
 from pyunion.branch.handles import Origins
 from pyunion.layers.tree import Branches, Entry
-from pyunion.union import marks
+from pyunion.union import marks, origin
 
 ADDED, CHANGED, DELETED = "A", "C", "D"
 
@@ -55,6 +56,7 @@ def changes(branches: Branches) -> list[Change]:
     with ExitStack() as stack:
         walk = _Walk(branches, stack)
         walk.run()
+        walk.find_other_names()
         return sorted(walk.found.values(), key=lambda change: change.path.replace(b"/", b"\0"))  # name by name
 
 
@@ -67,13 +69,21 @@ class _Pair(NamedTuple):
     known: bool  # what is below upper is what was there before, so that only upper's own entries can differ
 
 
+class _Linked(NamedTuple):
+    """A changed file of several names, and how many of these have no link in upper."""
+
+    entry: Entry
+    missing: int
+
+
 class _Walk:
     def __init__(self, branches: Branches, stack: ExitStack) -> None:
         assert branches.upper is not None
         self.found: dict[bytes, Change] = {}
         self._after = branches.union
         self._before = branches.below
-        self._origins = None if branches.lowers else Origins([branches.upper], stack)
+        self._origins = Origins(branches.lowers or [branches.upper], stack)
+        self._linked: dict[tuple[int, int], _Linked] = {}  # by the lower file that it is the copy of
         self._prefix = branches.upper.xattr_prefix or marks.TRUSTED
 
     def run(self) -> None:
@@ -114,6 +124,7 @@ class _Walk:
             if what:
                 self._record(_changed(path, after, before.st, what))
         if not after.is_dir:
+            self._note_links(after)
             return None
         both = before is not None and before.is_dir
         known = pair.known and both and not after.opaque and after.redirect is None
@@ -126,19 +137,65 @@ class _Walk:
             self._record(Change(DELETED, path))
             return None
         inside_new = pair.path in self.found and self.found[pair.path].kind == ADDED
-        origin = None if inside_new or after.redirect is not None else self._origin(after)
+        origin = None if inside_new or after.redirect is not None else self._mark(after, marks.ORIGIN)
         if origin is None:
             self._record(_added(path, after))
         else:
-            assert self._origins is not None
             st = self._origins.stat(origin)
             what = () if st is None else _stat_differences(after, st)
             if (st is None and not after.is_dir) or what:
                 self._record(_changed(path, after, st, what))
         return _Pair(path, after, None, True) if after.is_dir else None
 
-    def _origin(self, entry: Entry) -> bytes | None:
-        return objects.get_mark(entry.dir.fd(), entry.name, self._prefix + marks.ORIGIN)
+    def _note_links(self, entry: Entry) -> None:
+        """Whether a file has names in the union that have no link in upper, which its count tells: what upper has
+        more, or less, than the union, where one is the entry of the index."""
+        if not entry.dir.branch.is_upper:
+            return
+        count, copied_from = self._mark(entry, marks.NLINK), self._mark(entry, marks.ORIGIN)
+        if count is None or copied_from is None:
+            return
+        lower = self._origins.stat(copied_from)
+        offset = None if lower is None else origin.link_offset(count, entry.st.st_nlink, lower.st_nlink)
+        if lower is not None and offset is not None and offset >= 0:
+            self._linked[lower.st_dev, lower.st_ino] = _Linked(entry, offset + 1)
+
+    def find_other_names(self) -> None:
+        """Go through all that is below upper, if need be, for the names that the index makes those of changed files."""
+        if not self._linked or self._before is None:
+            return
+        todo = [(b"", self._before.root)]
+        while todo and self._linked:
+            at, parts = todo.pop()
+            for name in self._before.names(parts):
+                path = os.path.join(at, name)
+                below = self._before.child(parts, name)
+                if below is None:
+                    continue
+                if below.is_dir:
+                    todo.append((path, below.parts))
+                else:
+                    self._compare_linked(path, below)
+            self._before.trim()
+
+    def _compare_linked(self, path: bytes, before: Entry) -> None:
+        key = before.st.st_dev, before.st.st_ino
+        linked = self._linked.get(key)
+        if linked is None:
+            return
+        after = self._after.find(path)
+        if after is None or (after.st.st_dev, after.st.st_ino) != key:
+            return  # its name is another one's by now, or has its link
+        what = _differences(linked.entry, before)
+        if what:
+            self._record(_changed(b"/" + path, linked.entry, before.st, what))
+        if linked.missing == 1:
+            del self._linked[key]
+        else:
+            self._linked[key] = linked._replace(missing=linked.missing - 1)
+
+    def _mark(self, entry: Entry, name: bytes) -> bytes | None:
+        return objects.get_mark(entry.dir.fd(), entry.name, self._prefix + name)
 
     def _record(self, change: Change) -> None:
         """A directory in which something has changed has changed."""

@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli.command import clean_environment, pyunion
-from tests.harness.files import append, write
+from tests.harness.files import append, touch_open, write
 from tests.harness.mounts import REPOSITORY
 from tests.harness.snapshot import Entry, Snapshot, snapshot
 from tests.harness.union import Union
@@ -160,12 +161,45 @@ def test_a_branch_that_is_missing(scratch: Path) -> None:
     assert str(scratch / "none") in done.stderr
 
 
-@pytest.mark.xfail(reason="the index knows the file and not its other names")
-def test_every_name_of_a_changed_lower_file_is_listed(union: Union) -> None:
-    write(union.low / "one", "1")
-    os.link(union.low / "one", union.low / "two")
-    union.compare_with_kernel = False
-    union.mount("index=on")
-    append(union.at / "one", "+")
+_LINKS: dict[str, Callable[[Path], object]] = {
+    "contents": lambda at: append(at / "one", "+"),
+    "mode": lambda at: (at / "d/two").chmod(0o600),
+    "by two names": lambda at: [append(at / name, "+") for name in ("one", "d/two")],
+    "moved": lambda at: append((at / "one").rename(at / "uno"), "+"),
+    "one less": lambda at: [append(at / "one", "+"), (at / "d/two").unlink()],
+    "one more": lambda at: [append(at / "one", "+"), os.link(at / "one", at / "four")],
+    "a directory moved": lambda at: [append(at / "one", "+"), (at / "e").rename(at / "f")],
+    "not changed": lambda at: touch_open(at / "one", os.O_WRONLY),
+}
+
+
+def _change_and_remove(at: Path) -> None:
+    append(at / "one", "+")
+    (at / "one").unlink()
+
+
+_IN_WORK = pytest.mark.xfail(reason="upper has no name of the copy, and the index is in work")
+_ONLY_THE_INDEX = pytest.param(_change_and_remove, id="removed", marks=_IN_WORK)
+
+
+@pytest.mark.parametrize("change", [*(pytest.param(call, id=name) for name, call in _LINKS.items()), _ONLY_THE_INDEX])
+def test_every_name_of_a_changed_lower_file_is_listed(union: Union, change: Callable[[Path], object]) -> None:
+    """Whether upper has a link for it, or the index makes it a name of the copy."""
+    write(union.low2 / "one", "1")
+    write(union.low / "one-side/other")
+    for name in ("d/two", "e/three"):
+        (union.low2 / name).parent.mkdir()
+        os.link(union.low2 / "one", union.low2 / name)
+    union.compare_with_kernel = False  # looking around gives names their links
+    union.mount("index=on", "redirect_dir=on", lowers=[union.low, union.low2])
+    change(union.at)
     union.unmount()
-    assert diff(union.top, union.low) == ["C /one", "C /two"]
+    found = diff(union.top, union.low, union.low2)
+    union.mount("index=on", writable=False, lowers=[union.low, union.low2])
+    before = snapshot(union.at)
+    union.unmount()
+    union.mount("index=on", "redirect_dir=on", lowers=[union.low, union.low2])
+    after = snapshot(union.at)
+    union.unmount()
+    assert sorted(found) == _expected(before, after)
+    assert sorted(diff(union.top, union.low, union.low2)) == sorted(found)
