@@ -3,14 +3,14 @@
 Owns the order of things. What may be refused is asked first, by threads, as branches may be slow. The change itself is
 one synchronous step between two requests, while no copy_up is under way; the kernel is told after it, by a thread.
 What the step needs of branches that may not answer is asked before (FileSystem.rehearsal), and the change is refused
-where one of them is silent.
+where one of them is silent; but if that one is to go, it goes as one that has died.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
@@ -19,15 +19,16 @@ import trio
 
 from pyunion import preflight
 from pyunion.branch import opening
-from pyunion.branch.asking import Answer, Directly, Question, answered_by
+from pyunion.branch.asking import Answer, Answers, Directly, Question, Without, answered_by
 from pyunion.branch.dirs import Branch
 from pyunion.branch.handles import Origins
+from pyunion.branch.remote import Remote
 from pyunion.config import MountConfig
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.fs import needs
 from pyunion.fs.filesystem import FileSystem
 from pyunion.fs.restack import Stale
-from pyunion.fs.waiting import answer_all
+from pyunion.fs.waiting import answer_all, given_up
 from pyunion.fuse import stale as kernel
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,16 @@ class _New(NamedTuple):
             self.origins.close()
 
 
+class _Silent(PyunionError):
+    """A branch has left a question unanswered."""
+
+    def __init__(self, question: Question | None) -> None:
+        which = None if question is None else question.directory.branch
+        shown = "a branch" if which is None else os.fsdecode(which.path)
+        super().__init__(f"{shown} has not answered for {_BRANCH_S:.0f} s", ExitCode.BRANCH)
+        self.remote = None if which is None else which.remote
+
+
 class Live:
     """The lower branches of one mount. `publish` is told of each new configuration; `stack` closes what is open at the
     end."""
@@ -74,10 +85,9 @@ class Live:
         PyunionError where it is refused, and then nothing has changed."""
         async with self._one_at_a_time:
             if asked["do"] == "refresh":
-                stale = await self._refresh()
+                await kernel.tell(await self._refresh())
             else:
-                stale = await self._restack(await self._wanted(asked))
-            await kernel.tell(stale)
+                await self._restack(await self._wanted(asked))
             return {"branches": [os.fsdecode(branch.path) for branch in self._fs.lowers]}
 
     # -- which branches ---------------------------------------------------------------------------------------
@@ -144,26 +154,30 @@ class Live:
 
     # -- the change -------------------------------------------------------------------------------------------
 
-    async def _restack(self, paths: list[bytes]) -> Stale:
+    async def _restack(self, paths: list[bytes]) -> None:
         if not paths:
             raise PyunionError(
                 f"it is the last lower branch of {self._point}, and a union has one at least", ExitCode.BRANCH
             )
         if paths == [branch.path for branch in self._fs.lowers]:
-            return Stale([], [])
+            return
         new = await self._in_thread(self._open, paths)
-        try:
-            stale = await self._switch(new)
-        except BaseException:
-            new.close()
-            raise
+        with ExitStack() as waits:
+            try:
+                stale = await self._switch_though_silent(new, waits)
+            except BaseException:
+                new.close()
+                raise
+            self._settle(new, paths)
+            await kernel.tell(stale)
+
+    def _settle(self, new: _New, paths: list[bytes]) -> None:
         for branch in new.opened:
             self._stack.callback(branch.root.close)
         data = [branch.path for branch in self._fs.data_branches]
         self._config = replace(self._config, lowers=(*paths, *data))
         self._publish(self._config)
         log.info("the lower branches are %s", ", ".join(os.fsdecode(path) for path in paths))
-        return stale
 
     def _open(self, paths: list[bytes]) -> _New:
         """In a thread."""
@@ -201,20 +215,37 @@ class Live:
             )
         return origins
 
-    async def _switch(self, new: _New) -> Stale:
-        """Once nothing in upper needs what goes, and that was so when the last copy had ended."""
+    async def _switch_though_silent(self, new: _New, waits: ExitStack) -> Stale:
+        """A branch that goes is waited for once. If it is silent, nobody waits for it any more, until the kernel, whose
+        locks those may hold who do, has heard of the change."""
+        try:
+            return await self._switch(new)
+        except _Silent as silent:
+            leaving = {branch.remote for branch in self._fs.lowers if branch not in new.lowers}
+            if silent.remote is None or silent.remote not in leaving:
+                raise
+            log.warning("%s, and goes as it is", silent)
+            return await self._switch(new, [silent.remote], waits)
+
+    async def _switch(self, new: _New, without: Collection[Remote] = (), waits: ExitStack | None = None) -> Stale:
+        """Once nothing in upper needs what goes, and that was so when the last copy had ended. Of the branches
+        `without` nothing is asked, and `waits` takes note that nobody waits for them any more."""
         known: dict[Question, Answer] = {}
+        answers = Without(without, known)
         for _ in range(_TRIES):
             seen = self._changes()
-            await self._in_thread(self._require_data, new, walks=True)
-            await self._ask_ahead(new.lowers, known)
+            await self._in_thread(self._require_data, new, walks=True, without=without)
+            await self._ask_ahead(new.lowers, known, answers)
+            if waits is not None:
+                waits.enter_context(given_up(without))
+                waits = None
             async with self._no_copies():
                 await self._in_thread(self._require_names, new, walks=True)
-                if self._changes() == seen and self._is_known(new.lowers, known):
+                if self._changes() == seen and self._is_known(new.lowers, answers):
                     origins = self._fs.lookup.origins if new.origins is None else new.origins
                     if new.origins is not None:
                         self._stack.callback(new.origins.close)
-                    with answered_by(known):
+                    with answered_by(answers):
                         return self._fs.restack(new.lowers, origins)
         raise self._restless()
 
@@ -263,7 +294,7 @@ class Live:
             for branch in (*lowers, *self._fs.data_branches):
                 branch.cache.close_those_of(branch)
                 await self._in_thread(opening.read_root_mark, branch)
-            await self._ask_ahead(lowers, known, changed_outside=True)
+            await self._ask_ahead(lowers, known, known, changed_outside=True)
             async with self._no_copies():
                 for branch in (*lowers, *self._fs.data_branches):
                     branch.cache.close_those_of(branch)
@@ -280,12 +311,13 @@ class Live:
     # -- branches that may not answer -------------------------------------------------------------------------
 
     async def _ask_ahead(
-        self, lowers: list[Branch], known: dict[Question, Answer], *, changed_outside: bool = False
+        self, lowers: list[Branch], known: dict[Question, Answer], answers: Answers, *, changed_outside: bool = False
     ) -> None:
-        """Until the step, if it were made now, would have to ask nothing more of them."""
+        """Until the step, if it were made now, would have to ask nothing more of them. `answers` are what it will hear;
+        what it needs comes to `known`."""
         while True:
             questions: dict[Question, None] = {}
-            with answered_by(known):
+            with answered_by(answers):
                 for some in self._rehearsal(lowers, changed_outside):
                     questions |= dict.fromkeys(some)
                     self._fs.cache.trim()
@@ -295,13 +327,11 @@ class Live:
             try:
                 await answer_all(list(questions), known, _BRANCH_S)
             except trio.TooSlowError:
-                raise _silent() from None
+                raise _Silent(next((each for each in questions if each not in known), None)) from None
 
-    def _is_known(
-        self, lowers: list[Branch], known: dict[Question, Answer], *, changed_outside: bool = False
-    ) -> bool:
+    def _is_known(self, lowers: list[Branch], answers: Answers, *, changed_outside: bool = False) -> bool:
         """Whether nothing has come since then that it would have to ask."""
-        with answered_by(known):
+        with answered_by(answers):
             return not any(self._rehearsal(lowers, changed_outside))
 
     def _rehearsal(self, lowers: list[Branch], changed_outside: bool) -> Iterable[list[Question]]:
@@ -324,11 +354,13 @@ class Live:
                 ExitCode.BUSY,
             )
 
-    async def _in_thread(self, function: Callable[..., _T], *arguments: Any, walks: bool = False) -> _T:
+    async def _in_thread(
+        self, function: Callable[..., _T], *arguments: Any, walks: bool = False, without: Collection[Remote] = ()
+    ) -> _T:
         """What `walks` may take long, as long as it has each answer in time; else the whole of it has to be in time."""
         directly = Directly()
         failures: list[Exception] = []
-        with answered_by(directly):
+        with answered_by(Without(without, directly)):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_watch, directly if walks else None, nursery.cancel_scope)
                 try:
@@ -341,7 +373,7 @@ class Live:
                     nursery.cancel_scope.cancel()
         if failures:
             raise failures[0]
-        raise _silent()
+        raise _Silent(directly.waits_for)
 
 
 async def _watch(directly: Directly | None, scope: trio.CancelScope) -> None:
@@ -351,7 +383,3 @@ async def _watch(directly: Directly | None, scope: trio.CancelScope) -> None:
     while directly is not None and directly.waits_s() < _BRANCH_S:
         await trio.sleep(_LOOK_S)
     scope.cancel()
-
-
-def _silent() -> PyunionError:
-    return PyunionError(f"a branch has not answered for {_BRANCH_S:.0f} s", ExitCode.BRANCH)

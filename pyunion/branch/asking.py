@@ -13,13 +13,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from errno import EIO
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pyunion.branch import objects
 from pyunion.branch.dirs import OPEN_DIR, Dir, absent, list_entries
+from pyunion.branch.remote import Remote
 from pyunion.union.merge import Kind
 
 _T = TypeVar("_T")
@@ -102,18 +104,36 @@ class Answers(Protocol):
     def get(self, question: Question, /) -> Answer | None: ...
 
 
+def no_answer() -> Answer:
+    """What is heard of a branch that nobody waits for any more; as if it had died."""
+    return Answer(None, OSError(EIO, os.strerror(EIO)))
+
+
+class Without:
+    """What others know, and of some branches nothing."""
+
+    def __init__(self, remotes: Collection[Remote], others: Answers) -> None:
+        self._remotes = remotes
+        self._others = others
+
+    def get(self, question: Question, /) -> Answer | None:
+        return no_answer() if question.directory.branch.remote in self._remotes else self._others.get(question)
+
+
 class Directly:
     """Asks at once, for a thread that may wait for ever, as nobody else needs it."""
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self.waits_for: Question | None = None
 
     def get(self, question: Question, /) -> Answer:
+        self.waits_for = question
         self._since = time.monotonic()
         try:
             return question.answer(*question.prepare())
         finally:
-            self._since = None
+            self._since = self.waits_for = None
 
     def waits_s(self) -> float:
         """For how long it has waited for an answer by now; for any thread."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from stat import S_ISDIR
 
 from pyunion.branch.below import Layers, below
@@ -51,23 +50,27 @@ class Stack:
         self._follow = follow
         self._lookup = Lookup(table, self._data, None, None, follow)
 
-    def directory(self, parent: Directory, name: bytes) -> Directory:
-        """A directory of upper with all its layers."""
+    def directory(self, parent: Directory, name: bytes) -> tuple[Directory, bool]:
+        """A directory of upper with all its layers; and whether these could be looked up, else it is as it is shown."""
+        found, sure = None, True
         try:
             found = self._lookup.find(parent, name)
-        except OSError:  # as it is shown
-            found = None
+        except OSError:
+            sure = False
         layers = (parent.layers[0].child(name),) if found is None or not found.layers else found.layers
-        return Directory(parent, name, layers)
+        return Directory(parent, name, layers), sure
 
-    def data_of(self, parent: Directory, name: bytes, redirect: bytes | None) -> os.stat_result | None:
-        """The data of a metadata-only copy in upper; None where they are nowhere."""
+    def data_of(self, parent: Directory, name: bytes, redirect: bytes | None) -> tuple[os.stat_result | None, bool]:
+        """The data of a metadata-only copy in upper, None where they are nowhere; and whether that could be seen, else
+        its reader gets an error."""
         layers = Layers(parent.layers, self.root.layers, self._data, self._follow)
         data = None
-        with suppress(OSError):  # which its reader would get
+        try:
             for part in below(layers, 0, name, redirect, want_dir=False):
                 data = part.dir.stat(part.name)
-        return data
+        except OSError:
+            return None, False
+        return data, True
 
     def close(self) -> None:
         """Give back all but the roots, which are not ours."""
@@ -76,24 +79,33 @@ class Stack:
 
 
 def lost_data(before: Stack, after: Stack) -> bytes | None:
-    """The path of a metadata-only copy in upper that would have no data, or other ones, in the other stack."""
-    todo = [(before.root, after.root)]
+    """The path of a metadata-only copy in upper that would have no data, or other ones, in the other stack. One whose
+    data cannot be reached loses nothing, but is not to have those of another file."""
+    todo = [(before.root, after.root, True)]
     while todo:
-        old, new = todo.pop()
+        old, new, sure = todo.pop()
         try:
             entries = list(old.layers[0].entries())
             for name, kind in entries:
                 if kind is Kind.DIRECTORY:
-                    todo.append((before.directory(old, name), after.directory(new, name)))
-                elif kind is Kind.OTHER and (found := read_file_marks(old.layers[0], name)).metacopy:
-                    had, has = before.data_of(old, name, found.redirect), after.data_of(new, name, found.redirect)
-                    if had is not None and (has is None or not os.path.samestat(had, has)):
+                    found, found_sure = before.directory(old, name)
+                    todo.append((found, after.directory(new, name)[0], sure and found_sure))
+                elif kind is Kind.OTHER and (marked := read_file_marks(old.layers[0], name)).metacopy:
+                    had, seen = before.data_of(old, name, marked.redirect)
+                    has, _ = after.data_of(new, name, marked.redirect)
+                    if _differ(had, has, sure and seen):
                         return old.path() + b"/" + name
         except FileNotFoundError:
             pass  # gone meanwhile
         before.cache.trim()
         after.cache.trim()
     return None
+
+
+def _differ(had: os.stat_result | None, has: os.stat_result | None, sure: bool) -> bool:
+    if had is None or has is None:
+        return had is not has and (had is not None or not sure)
+    return not os.path.samestat(had, has)
 
 
 def lost_names(index: Index, origins: Origins, remaining: Origins, branches: Sequence[Branch]) -> bytes | None:

@@ -11,19 +11,22 @@ be awaited in a task. Run by a task from the start, a coroutine waits as any oth
 from __future__ import annotations
 
 import inspect
+import os
+import threading
 import time
 import types
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import trio
 
-from pyunion.branch.asking import Answer, answers
+from pyunion.branch.asking import Answer, answers, no_answer
 from pyunion.branch.asking import Question as Question
 from pyunion.branch.asking import Unanswered as Unanswered
 from pyunion.branch.dirs import Dir
-from pyunion.branch.remote import Remote
+from pyunion.branch.remote import Remote, close
 
 _T = TypeVar("_T")
 _MOMENT_S = 0.002  # no longer than requests wait for each other anyway
@@ -120,17 +123,91 @@ async def in_order(of: Remote, step: Callable[[], object]) -> None:
 
 
 async def ask(directory: Dir, function: Callable[..., _T], *arguments: Any) -> _T:
-    """As Dir.ask(), for what is not to be asked again when the request is."""
+    """As Dir.ask(), for what opens a file, and so is not to be asked again when the request is: the result is its
+    descriptor, or begins with that."""
     if directory.branch.remote is None:
         return directory.ask(function, *arguments)
-    value: _T = (await _answer(Question(directory, function, arguments))).get()
+    value: _T = (await _answer(Question(directory, function, arguments), opens=True)).get()
     return value
 
 
-async def _answer(question: Question) -> Answer:
+_given_up: set[Remote] = set()
+_waiting: WeakKeyDictionary[Remote, set[trio.CancelScope]] = WeakKeyDictionary()
+
+
+@contextmanager
+def given_up(remotes: Collection[Remote]) -> Iterator[None]:
+    """Nobody waits for what these branches are asked: who does, or comes to it, hears that they fail. Data that are
+    being read or copied are waited for all the same."""
+    _given_up.update(remotes)
+    for remote in remotes:
+        for scope in _waiting.get(remote, ()):
+            scope.cancel()
+    try:
+        yield
+    finally:
+        _given_up.difference_update(remotes)
+
+
+async def _answer(question: Question, *, opens: bool = False) -> Answer:
     await task_needed()
-    base, names = question.prepare()
-    return await in_thread(question.answer, base, names, of=question.directory.branch.remote)
+    remote = question.directory.branch.remote
+    assert remote is not None
+    if remote in _given_up:
+        return no_answer()
+    asking = _Asking(question, remote, opens)
+    answer = no_answer()
+    with trio.CancelScope() as scope:
+        scopes = _waiting.setdefault(remote, set())
+        scopes.add(scope)
+        try:
+            answer = asking.taken(await in_thread(asking.answer, of=remote))
+        finally:
+            scopes.discard(scope)
+            asking.leave()
+    return answer
+
+
+class _Asking:
+    """A question that a thread asks, whose answer may come when nobody waits for it any more: then it is given back."""
+
+    def __init__(self, question: Question, remote: Remote, opens: bool) -> None:
+        self._question = question
+        self._remote = remote
+        self._opens = opens
+        self._base, self._names = question.prepare()
+        self._changing = threading.Lock()
+        self._begun = self._left = False
+        self._not_taken: Answer | None = None
+
+    def answer(self) -> Answer:
+        """In a thread."""
+        with self._changing:
+            begun = self._begun = not self._left
+        if not begun:
+            return no_answer()
+        answer = self._question.answer(self._base, self._names)
+        with self._changing:
+            self._not_taken = answer
+            if self._left:
+                self._give_back()
+        return answer
+
+    def taken(self, answer: Answer) -> Answer:
+        self._not_taken = None
+        return answer
+
+    def leave(self) -> None:
+        with self._changing:
+            self._left = True
+            if not self._begun:
+                os.close(self._base)
+            self._give_back()
+
+    def _give_back(self) -> None:
+        answer, self._not_taken = self._not_taken, None
+        if answer is not None and answer.error is None and self._opens:
+            close(answer.value if isinstance(answer.value, int) else answer.value[0], self._remote)
 
 
 async def patiently(
@@ -156,7 +233,8 @@ async def patiently(
 
 
 async def answer_all(questions: Sequence[Question], known: dict[Question, Answer], patience_s: float) -> None:
-    """Have questions answered, many at a time. Raises trio.TooSlowError if there is no answer for so long."""
+    """Have questions answered, many at a time. Raises trio.TooSlowError if there is no answer for so long; those that
+    have none yet are not in `known` then."""
 
     async def learn(question: Question) -> None:
         try:

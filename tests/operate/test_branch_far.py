@@ -1,5 +1,5 @@
-"""`pyunion branch` and `pyunion refresh` with a branch that may not answer: it comes and goes as any other one, and
-while it is silent the change is refused and nobody else waits.
+"""`pyunion branch` and `pyunion refresh` with a branch that may not answer: it comes and goes as any other one.
+While it is silent it can be removed, any other change is refused, and nobody else waits.
 
 The branch is by FUSE, as sshfs would be.
 """
@@ -20,7 +20,7 @@ from tests.harness.held import Client, HeldBranch
 from tests.harness.mounts import PATIENCE
 from tests.harness.union import Union
 from tests.operate.conftest import told
-from tests.operate.live import change, refresh, walk
+from tests.operate.live import change, refresh, refused, walk
 
 
 @pytest.fixture
@@ -135,19 +135,21 @@ def test_refresh(held: HeldBranch, far: Union) -> None:
         assert replaced.read() == "far"
 
 
-@pytest.mark.parametrize("action", ["add", "remove", "add another", "refresh"])
+@pytest.mark.parametrize("action", ["add", "remove another", "add another", "refresh"])
 def test_while_it_is_silent_the_change_is_refused_and_nobody_waits(
     held: HeldBranch, far: Union, action: str
 ) -> None:
+    write(far.low2 / "another")
     if action != "add":
         change(far, "add", held.at)
         walk(far.at)
+    if action == "remove another":
+        change(far, "add", far.low2)
     before = _states(far)
-    write(far.low2 / "another")
     (far.at / "mine").mkdir()
     requests: dict[str, tuple[str, dict[str, object]]] = {
         "add": ("branches", {"add": str(held.at), "position": 1}),
-        "remove": ("branches", {"remove": str(held.at)}),
+        "remove another": ("branches", {"remove": str(far.low2)}),
         "add another": ("branches", {"add": str(far.low2), "position": 1}),
         "refresh": ("refresh", {}),
     }
@@ -156,12 +158,75 @@ def test_while_it_is_silent_the_change_is_refused_and_nobody_waits(
     assert held.await_request()
     for number in range(3):
         assert Client(lambda: write(far.at / f"mine/{number}", "new").read_text()).await_result() == "new"  # noqa: B023
-    assert changing.await_result() == (ExitCode.BRANCH, "a branch has not answered for 10 s")
+    code, sentence = changing.await_result()
+    assert code == ExitCode.BRANCH
+    assert sentence in (f"{held.at} has not answered for 10 s", "a branch has not answered for 10 s")
     held.go()
     assert _states(far) == before
     assert _asked(far, *requests[action]) is None
     walk(far.at)
-    assert outcome((far.at / "file").read_text) == ("ENOENT" if action == "remove" else "OK")
+    assert (far.at / "file").read_text() == "far"
+
+
+def test_a_silent_one_can_be_removed(held: HeldBranch, far: Union) -> None:
+    """Who waits for it hears that it fails, and who has something of it open goes on when it answers."""
+    change(far, "add", held.at)
+    far.daemon.expect_complaints = True
+    at = far.at
+    with (at / "file").open() as file:
+        held.hold()
+        waiting = [Client(lambda: os.listdir(at / "dir"))]
+        assert held.await_request()
+        waiting.append(Client(lambda: (at / "all").read_text()))
+        waiting.append(Client(lambda: write(at / "shut/new", "new").read_text()))
+        change(far, "remove", held.at)
+        far.restacked(far.low)
+        results = [client.await_result() for client in waiting]
+        assert results[0] == "EIO"
+        assert results[1] in ("EIO", "all of 1")  # by whether it has come to ask
+        assert results[2] in ("EIO", "new")
+        assert sorted(os.listdir(at)) == ["all", "dir", "gone", "shut"]
+        assert (at / "all").read_text() == "all of 1"
+        assert os.listdir(at / "dir") == ["all"]
+        assert "below" in os.listdir(at / "shut")
+        append(at / "dir/all", ", changed")
+        assert [branch["path"] for branch in told("status", at)["branches"]] == [str(far.top), str(far.low)]
+        held.go()
+        assert file.read() == "far"
+    assert (held.source / "file").read_text() == "far"
+
+
+def test_a_copy_of_a_silent_one_keeps_it(held: HeldBranch, far: Union) -> None:
+    """Of a metadata-only copy nobody can say whose data would be shown."""
+    far.unmount()
+    far.mount("index=off", "metacopy=on", lowers=[held.at, far.low])
+    (far.at / "dir/all").chmod(0o600)
+    held.hold()
+    code, sentence = refused(far, "remove", held.at)
+    held.go()
+    assert (code, sentence.split(" was")[0]) == (ExitCode.BUSY, f"{far.at}/dir/all")
+    append(far.at / "dir/all", ", changed")
+    change(far, "remove", held.at)
+    far.restacked(far.low)
+    assert (far.at / "dir/all").read_text() == "dir of far, changed"
+
+
+@pytest.mark.parametrize("action", ["add", "remove"])
+def test_another_name_of_a_silent_one_is_refused(held: HeldBranch, far: Union, action: str) -> None:
+    """By a command that ends, though whoever asks does not."""
+    if action == "remove":
+        change(far, "add", held.at)
+    name = far.base / "name"
+    name.symlink_to(held.at)
+    held.hold()
+    code, sentence = refused(far, action, name)
+    held.go()
+    assert (code, sentence) == (
+        ExitCode.BRANCH,
+        f"{name} has not answered for 10 s; to remove it, name it as `pyunion status` does",
+    )
+    change(far, action, name)
+    far.restacked(*([held.at] if action == "add" else []), far.low)
 
 
 def test_a_dead_one_can_be_removed(held: HeldBranch, far: Union) -> None:
