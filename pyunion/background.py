@@ -36,7 +36,6 @@ def run(serve: Serve) -> int:
     try:
         _await_report(receiver, child)
     except KeyboardInterrupt:
-        # the child has left the terminal's process group, so that Ctrl-C did not reach it
         os.kill(child, signal.SIGTERM)
         raise
     finally:
@@ -73,6 +72,7 @@ def _be_child(serve: Serve, sender: int) -> NoReturn:
         os.close(sender)
 
     def ready() -> None:
+        os.setsid()
         _leave_stdio()
         report(ExitCode.OK, "")
 
@@ -98,8 +98,9 @@ def _be_child(serve: Serve, sender: int) -> NoReturn:
 
 
 def _leave_caller(sender: int) -> None:
-    """Keep nothing of the caller's but stdout and stderr, which are for complaints until we are ready."""
-    os.setsid()
+    """Keep nothing of the caller's but stdout and stderr, which are for complaints until we are ready, and until then
+    the process group: who mounts what an automount waits for is known to the kernel by that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who tells us
     os.chdir("/")
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd > 2 and fd != sender:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from stat import S_ISDIR
 from typing import NamedTuple
 
 from pyunion import mountinfo
@@ -81,8 +82,7 @@ class _Directory:
         self.given = os.fsdecode(path)
         try:
             self.path = os.path.realpath(os.path.abspath(path), strict=True)
-            self.place = _place(os.path.join(self.path, b""))  # the slash: nothing but a directory will do
-            os.statvfs(self.path)  # asks the daemon behind a FUSE mount, where stat may answer from a cache
+            self.place = _covered(self.path) if role == "mount point" else _entered(self.path)
         except OSError as error:
             raise self.refusal(error.errno or 0) from None
 
@@ -125,6 +125,27 @@ class _Directory:
 def _place(path: bytes) -> _Place:
     st = os.stat(path)
     return _Place(st.st_dev, st.st_ino)
+
+
+def _entered(path: bytes) -> _Place:
+    """A directory to be used, which is mounted first if it is an automount."""
+    place = _place(os.path.join(path, b""))  # the slash: nothing but a directory will do
+    os.statvfs(path)  # asks the daemon behind a FUSE mount, where stat may answer from a cache
+    return place
+
+
+def _covered(path: bytes) -> _Place:
+    """A directory to be mounted on. It may be an automount: whoever enters that waits until we have mounted, so that we
+    only look at it."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)  # O_DIRECTORY would enter it
+    try:
+        st = os.fstat(fd)
+        if not S_ISDIR(st.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        os.fstatvfs(fd)
+        return _Place(st.st_dev, st.st_ino)
+    finally:
+        os.close(fd)
 
 
 def _places_around(path: bytes) -> Iterator[_Place]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -27,6 +27,13 @@ Type=ext4
 """
 
 
+# As the example, with a branch on the disk, and a shorter time.
+_LAZY_LINE = """\
+far /mnt/far fuse.pyunion lowerdir=/srv/disk/far:/srv/base,noauto,x-systemd.automount,x-systemd.idle-timeout=1s,\
+x-systemd.requires-mounts-for=/srv/disk/far 0 0
+"""
+
+
 @pytest.fixture(scope="module")
 def disk() -> Iterator[str]:
     """A block device with an empty file system."""
@@ -42,7 +49,7 @@ def disk() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def machine(_off: Machine, disk: str) -> Machine:
-    """Booted for the second time, with the three examples, and with the unit of a disk that nothing starts."""
+    """Booted for the second time, with the examples, and with the unit of a disk that nothing starts."""
     for folder in ("site", "base", "upper", "work", "layers/upper", "layers/work", "disk"):
         (_off.srv / folder).mkdir(parents=True)
     (_off.srv / "base/hello").write_text("hello\n")
@@ -51,15 +58,17 @@ def machine(_off: Machine, disk: str) -> Machine:
     shutil.copy(_EXAMPLES / "merged.toml", etc / "pyunion")
     shutil.copy(_EXAMPLES / "mnt-layers.mount", etc / "systemd/system")
     shutil.copy(_EXAMPLES / "fstab", etc)
-    for folder in ("merged", "layers", "image"):
+    with (etc / "fstab").open("a") as table:
+        table.write(_LAZY_LINE)
+    for folder in ("merged", "layers", "image", "lazy", "far"):
         (_off.root / "mnt" / folder).mkdir()
     (etc / "systemd/system/srv-disk.mount").write_text(_BRANCH_UNIT.format(device=disk))
-    bound = f"--bind={disk}"
-    _off.boot(bound)
+    bound = (f"--bind={disk}", "--bind=/dev/autofs")
+    _off.boot(*bound)
     assert _off.mounts("/mnt/merged") == []
     _off.succeed("systemctl", "enable", "pyunion@merged", "mnt-layers.mount")
     _off.power_off()
-    _off.boot(bound)
+    _off.boot(*bound)
     return _off
 
 
@@ -99,6 +108,46 @@ def test_examples_are_mounted_at_boot_and_stop(machine: Machine, unit: str, poin
         assert machine.mounts(f"/mnt/{point}") == []
         machine.succeed("systemctl", "start", unit)
         assert machine.mounts(f"/mnt/{point}") == ["fuse.pyunion"]
+
+
+def test_an_automount_is_mounted_when_somebody_looks(machine: Machine) -> None:
+    assert machine.show("mnt-lazy.automount", "ActiveState") == "active"
+    assert machine.mounts("/mnt/lazy") == ["autofs"]
+    assert machine.shell("cat /mnt/lazy/hello") == "hello"
+    assert machine.mounts("/mnt/lazy") == ["autofs", "fuse.pyunion"]
+    machine.succeed("systemctl", "stop", "mnt-lazy.mount")
+    assert machine.mounts("/mnt/lazy") == ["autofs"]
+    assert machine.shell("cat /mnt/lazy/hello") == "hello"
+    machine.succeed("systemctl", "stop", "mnt-lazy.mount")
+    machine.succeed("mount", "/mnt/lazy")  # by hand, and once
+    assert machine.mounts("/mnt/lazy") == ["autofs", "fuse.pyunion"]
+    machine.succeed("umount", "/mnt/lazy")
+    machine.succeed("systemctl", "stop", "mnt-lazy.automount")
+    assert machine.mounts("/mnt/lazy") == []
+
+
+def test_an_automount_is_unmounted_when_nobody_has_looked_for_a_while(machine: Machine) -> None:
+    """And what its branch is on comes before it."""
+    machine.shell("""
+        systemctl start srv-disk.mount
+        mkdir /srv/disk/far
+        echo far > /srv/disk/far/there
+        systemctl stop srv-disk.mount
+    """)
+    for _ in range(2):
+        with machine.awaiting(_is_stopped("mnt-far.mount")):
+            assert machine.mounts("/mnt/far") == ["autofs"]
+            assert machine.shell("cat /mnt/far/there /mnt/far/hello").split() == ["far", "hello"]
+            assert machine.mounts("/srv/disk") == ["ext4"]
+        assert machine.mounts("/mnt/far") == ["autofs"]
+    # As long as somebody is inside, it stays.
+    with machine.awaiting(_is_stopped("mnt-far.mount")):
+        machine.shell("cd /mnt/far; sleep 4; test -e there; grep -q '/mnt/far fuse.pyunion' /proc/mounts")
+    machine.succeed("systemctl", "stop", "mnt-far.automount")
+
+
+def _is_stopped(unit: str) -> Callable[[Entry], bool]:
+    return lambda entry: entry.get("UNIT") == unit and entry.get("MESSAGE_ID") == _STOPPED
 
 
 def test_the_mount_of_a_branch_comes_before_and_goes_after(machine: Machine, on_disk: Service) -> None:
