@@ -32,7 +32,7 @@ def open_readonly(paths: Sequence[bytes], stack: ExitStack) -> list[int]:
     fds: list[int] = []
     for path in paths:
         try:
-            fd = syscalls.open_readonly_clone(path)
+            fd = syscalls.open_readonly_clone(os.path.join(path, b""))  # the slash: nothing but a directory will do
         except OSError as error:
             if error.errno not in _NO_CLONE:
                 raise _cannot_open(path, error) from None
@@ -78,7 +78,7 @@ def _bind_all(paths: Sequence[bytes], to: socket.socket) -> None:
     """In the child: one descriptor, or one errno, for each path."""
     namespace_error = _try(syscalls.enter_private_mount_namespace)
     for path in paths:
-        error = namespace_error or _try(partial(syscalls.bind_readonly, path))
+        error = namespace_error or _try(partial(syscalls.bind_readonly, os.path.join(path, b"")))
         if error:
             to.send(b"%d" % error)
         else:

@@ -22,6 +22,8 @@ from pyunion.layers.store import Store
 @given.failures_told()
 def run(arguments: Namespace) -> int:
     dest, _, name = arguments.image.partition(":") if not os.path.isdir(arguments.image) else (arguments.image, "", "")
+    if not os.path.isdir(dest):
+        raise PyunionError(f"{dest} does not exist, or is no directory; correct the path", ExitCode.BRANCH)
     store = Store(os.fsencode(dest))
     name = given.only_image(store, name or None)
     epoch = given.source_date_epoch(arguments)

@@ -110,6 +110,14 @@ def test_refusal_with_mounts(here: Path, case: str) -> None:
     _assert_refused(pyunion("mount", *_RW.split(), "mnt", before=script, cwd=here), status, sentence)
 
 
+def test_an_upper_without_room_for_the_work(here: Path) -> None:
+    (here / "full").mkdir()
+    script = "mount -t tmpfs -o nr_inodes=4 none full; mkdir full/upper full/work; touch full/last"
+    branches = ("--lower", "lower", "--upper", "full/upper", "--work", "full/work")
+    done = pyunion("mount", *branches, "mnt", before=script, cwd=here)
+    _assert_refused(done, ExitCode.WORK, f"cannot prepare the work directory {here}/full/work: No space left on device")
+
+
 def test_without_root_it_takes_fusermount3(here: Path) -> None:
     # in a user namespace of its own we are nobody, and yet may read the files of this checkout
     script = 'PATH=/nowhere; set -- "$unshare" --user "$@"'

@@ -155,10 +155,15 @@ def test_names_are_shown_safely(scratch: Path) -> None:
     assert diff(scratch / "upper") == ["A /line\\nbreak\\xff"]
 
 
-def test_a_branch_that_is_missing(scratch: Path) -> None:
-    done = pyunion("diff", "--upper", scratch / "none")
-    assert (done.returncode, done.stdout) == (3, "")
-    assert str(scratch / "none") in done.stderr
+@pytest.mark.parametrize("words", [("diff", "--upper"), ("commit",), ("flatten", "--lower"), ("export",)], ids=str)
+def test_a_branch_that_is_missing_or_no_directory(scratch: Path, words: tuple[str, ...]) -> None:
+    write(scratch / "file")
+    for name in ("none", "file"):
+        new = () if words[0] == "diff" else (scratch / "new",)
+        done = pyunion(*words, scratch / name, *new)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
+        assert str(scratch / name) in done.stderr
+    assert os.listdir(scratch) == ["file"]
 
 
 def _contents(at: Path) -> None:
