@@ -29,7 +29,6 @@ from pyunion.control import address
 from pyunion.control.facts import Facts
 from pyunion.control.server import Server
 from pyunion.fs.filesystem import FileSystem, Settings
-from pyunion.fuse import wire
 from pyunion.fuse.backing import Backing
 from pyunion.fuse.session import Session
 from pyunion.live import Live
@@ -51,7 +50,7 @@ def serve(config: MountConfig, listener: Listener) -> None:
         cache = DirCache(min(limit // 4, _MOST_CACHED_DIRS))
         fs = _build(config, cache, stack)
         stack.callback(fs.files.close_all)
-        backing = Backing(fs.files, wire.session_fd)
+        backing = Backing(fs.files)
         control, published = address.listen(stack)
         facts = Facts(config, fs, backing)
         if config.metrics is not None:

@@ -11,8 +11,6 @@ import fcntl
 import os
 import signal
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from errno import EINVAL, ENOSYS, EPERM, ESPIPE
 
 AT_FDCWD = -100
@@ -51,7 +49,6 @@ _MS_REC = 0x4000
 _SYNC_FILE_RANGE_WAIT_BEFORE = 1
 _SYNC_FILE_RANGE_WRITE_AND_WAIT = 7
 _BEYOND_ALL_FILES = 1 << 60
-_CAPABILITY_VERSION_3 = 0x20080522
 _PR_SET_PDEATHSIG = 1
 _PR_SET_SECUREBITS = 28
 _PR_GET_SECUREBITS = 27
@@ -234,20 +231,6 @@ def set_filesystem_ids(uid: int, gid: int) -> None:
     """setfsuid(2) and setfsgid(2) of this thread: who owns what it creates. Both never fail."""
     _libc.setfsgid(gid)
     _libc.setfsuid(uid)
-
-
-@contextmanager
-def without_capability(number: int) -> Iterator[None]:
-    """This thread does not have the capability meanwhile (capset(2)); one of the first 32."""
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    before = ctypes.create_string_buffer(24)  # effective, permitted and inheritable: the first 32 bits, and the others
-    _check(_libc.capget(header, before))
-    effective, *others = struct.unpack("=6I", before.raw)
-    _check(_libc.capset(header, struct.pack("=6I", effective & ~(1 << number), *others)))
-    try:
-        yield
-    finally:
-        _check(_libc.capset(header, before))
 
 
 def syncfs(fd: int) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 from pyunion.branch import syscalls
@@ -16,11 +15,6 @@ from pyunion.union.ids import Owners
 CAP_FSETID = 4
 CAP_SYS_ADMIN = 21
 _T = TypeVar("_T")
-
-
-def without_fsetid() -> AbstractContextManager[None]:
-    """Without the right to leave setuid and setgid as they are by a write, or whatever is done in our name later."""
-    return syscalls.without_capability(CAP_FSETID)
 
 
 class Caller(Protocol):

@@ -164,7 +164,7 @@ class OpenFiles:
         """Whether the kernel must not collect writes to this handle."""
         return fd in self._direct
 
-    def may_pass_through(self, file: File) -> bool:
+    def may_pass_through(self, file: File, st: os.stat_result | None = None) -> bool:
         """Whether the kernel may read and write the file by itself, as long as it has it open: its data must not move.
         What is in a lower branch does, at the first write: who has it open by then would go on to read the lower one,
         which the user may allow. A set-id bit goes by a write, of which we hear only so; and what chattr(1) has said
@@ -173,7 +173,7 @@ class OpenFiles:
             return True
         if not file.in_upper or file.data is not None or file.protection:
             return False
-        return not file.stat().st_mode & (S_ISUID | S_ISGID)
+        return not (st or file.stat()).st_mode & (S_ISUID | S_ISGID)
 
     def add_new(self, fd: int, file: File, st: os.stat_result, flags: int, caller: Caller) -> None:
         """Take over the descriptor of a file that was just made. Its maker need not be in its group: see _writer()."""

@@ -23,12 +23,15 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/fuse.h>
 #include <poll.h>
 #include <stddef.h>
 #include <string.h>
 #include <stdio.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -40,6 +43,9 @@
 #define WIRE_WRITEBACK_CACHE (1ULL << 16)
 #define WIRE_PASSTHROUGH (1ULL << 37)
 #define WIRE_INIT_STACK_DEPTH 36 /* where max_stack_depth is in struct fuse_init_out */
+struct wire_backing_map { int32_t fd; uint32_t flags; uint64_t padding; };
+#define WIRE_BACKING_OPEN _IOW(229, 1, struct wire_backing_map)
+#define WIRE_BACKING_CLOSE _IOW(229, 2, uint32_t)
 
 static struct {
     void (*process)(struct fuse_session *, const struct fuse_buf *);
@@ -377,6 +383,45 @@ static PyObject *py_session_fd(PyObject *module, PyObject *unused)
     return PyLong_FromLong(session_fd);
 }
 
+PyDoc_STRVAR(backing_open_doc,
+"backing_open(fd, lacking): the kernel's number for a file that it may read and write by itself, in our name, but without\n"
+"the capabilities in the mask `lacking` (those of the first 32).");
+static PyObject *py_backing_open(PyObject *module, PyObject *args)
+{
+    struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
+    struct __user_cap_data_struct ours[_LINUX_CAPABILITY_U32S_3], less[_LINUX_CAPABILITY_U32S_3];
+    struct wire_backing_map map = { 0 };
+    unsigned int lacking;
+    int number, saved;
+
+    if (!PyArg_ParseTuple(args, "iI", &map.fd, &lacking))
+        return NULL;
+    if (syscall(SYS_capget, &header, ours) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    memcpy(less, ours, sizeof less);
+    less[0].effective &= ~lacking;
+    if (syscall(SYS_capset, &header, less) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    number = ioctl(session_fd, WIRE_BACKING_OPEN, &map);
+    saved = errno;
+    if (syscall(SYS_capset, &header, ours) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    errno = saved;
+    return number < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLong(number);
+}
+
+PyDoc_STRVAR(backing_close_doc, "backing_close(number): the kernel is done with it once nobody has the file open.");
+static PyObject *py_backing_close(PyObject *module, PyObject *args)
+{
+    uint32_t number;
+
+    if (!PyArg_ParseTuple(args, "I", &number))
+        return NULL;
+    if (ioctl(session_fd, WIRE_BACKING_CLOSE, &number) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(reply_doc, "reply(unique, result): answer a request for which the hook has returned True.");
 static PyObject *py_reply(PyObject *module, PyObject *args)
 {
@@ -390,6 +435,8 @@ static PyObject *py_reply(PyObject *module, PyObject *args)
 }
 
 static PyMethodDef methods[] = {
+    { "backing_close", py_backing_close, METH_VARARGS, backing_close_doc },
+    { "backing_open", py_backing_open, METH_VARARGS, backing_open_doc },
     { "reply", py_reply, METH_VARARGS, reply_doc },
     { "serve", py_serve, METH_VARARGS, serve_doc },
     { "configure", py_configure, METH_VARARGS, configure_doc },

@@ -9,21 +9,18 @@ again. Which files may be passed through is pyunion/fs/files.py.
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import struct
-from collections.abc import Callable
+import os
 
-from pyunion.fs.callers import without_fsetid
+from pyunion.fs.callers import CAP_FSETID
 from pyunion.fs.files import OpenFiles
 from pyunion.fs.nodes import File, Place
+from pyunion.fuse import wire
 
 log = logging.getLogger(__name__)
 
-_BACKING_OPEN = 0x4010E501
-_BACKING_CLOSE = 0x4004E502
-_BACKING_MAP = struct.Struct("=iIQ")
-_BACKING_ID = struct.Struct("=I")
+# The right to leave setuid and setgid as they are by a write.
+_NOT_BY_KERNEL = 1 << CAP_FSETID
 
 
 class _Opened:
@@ -40,9 +37,8 @@ class _Opened:
 class Backing:
     """The numbers that the kernel has for files of one session."""
 
-    def __init__(self, files: OpenFiles, session_fd: Callable[[], int]) -> None:
+    def __init__(self, files: OpenFiles) -> None:
         self._files = files
-        self._session_fd = session_fd
         self._opened: dict[int, _Opened] = {}  # by the id of the node
         self._id_of: dict[int, int] = {}  # by the descriptor
         self._refused: set[bytes] = set()  # branches with files that cannot be passed through
@@ -62,34 +58,29 @@ class Backing:
         opened = self._opened.get(id_)
         return opened is not None and opened.number != 0 and opened.below != file.data_below()
 
-    def of(self, id_: int, file: File, fd: int) -> int:
-        """The kernel's number for a descriptor that was just opened by an id of the file; 0 if requests read and write
-        it."""
+    def of(self, id_: int, file: File, fd: int, st: os.stat_result | None = None) -> int:
+        """The kernel's number for a descriptor that was just opened by an id of the file, whose attributes the caller
+        may know; 0 if requests read and write it."""
         if not self.granted:
             return 0
         opened = self._opened.get(id_)
         if opened is None:
-            opened = self._opened[id_] = _Opened(self._pass(file, fd), file.data_below())
+            opened = self._opened[id_] = _Opened(self._pass(file, fd, st), file.data_below())
         opened.fds += 1
         self._id_of[fd] = id_
         return opened.number
 
-    def _pass(self, file: File, fd: int) -> int:
+    def _pass(self, file: File, fd: int, st: os.stat_result | None) -> int:
         """Begin to pass a file through, if that may be."""
         try:
-            return self._open(fd) if self._files.may_pass_through(file) else 0
+            # What the kernel writes it writes in our name; setuid and setgid have to go all the same.
+            return wire.backing_open(fd, _NOT_BY_KERNEL) if self._files.may_pass_through(file, st) else 0
         except OSError as error:  # ELOOP from a file system that is stacked itself
             branch = file.source[0].branch
             if branch.path not in self._refused:
                 self._refused.add(branch.path)
                 log.info("files of branch %r are not passed through: %s", branch.path, error.strerror)
             return 0
-
-    def _open(self, fd: int) -> int:
-        """Whatever is written by the kernel is written in our name; setuid and setgid have to go all the same."""
-        with without_fsetid():
-            # a mutable buffer: with an immutable one the result is lost
-            return int(fcntl.ioctl(self._session_fd(), _BACKING_OPEN, bytearray(_BACKING_MAP.pack(fd, 0, 0))))
 
     def released(self, fd: int) -> None:
         """A descriptor was closed."""
@@ -101,4 +92,4 @@ class Backing:
         if not opened.fds:
             del self._opened[id_]
             if opened.number:
-                fcntl.ioctl(self._session_fd(), _BACKING_CLOSE, _BACKING_ID.pack(opened.number))
+                wire.backing_close(opened.number)

@@ -182,8 +182,8 @@ class RawRequests:
     def _attr(self, node: Node, st: os.stat_result) -> bytes:
         return layout.attr_reply(self._attributes(node, st), self._valid_s(node, st))
 
-    def _opened(self, number: int, file: File, fd: int) -> bytes:
-        backing = self._backing.of(number, file, fd)
+    def _opened(self, number: int, file: File, fd: int, st: os.stat_result | None = None) -> bytes:
+        backing = self._backing.of(number, file, fd, st)
         if backing:
             return layout.open_reply(fd, layout.FOPEN_PASSTHROUGH, backing)
         direct = layout.FOPEN_DIRECT_IO if self._fs.files.is_direct(fd) else 0
@@ -350,7 +350,7 @@ class RawRequests:
 
     def _created(self, file: File, st: os.stat_result, fd: int, flags: int, caller: Request) -> bytes:
         self._fs.files.add_new(fd, file, st, flags, caller)
-        opened = self._opened(file.id, file, fd)
+        opened = self._opened(file.id, file, fd, st)
         return self._entry(file, st) + opened
 
     async def _read(self, node: int, body: bytes) -> bytes | memoryview:

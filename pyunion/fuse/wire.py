@@ -84,6 +84,17 @@ def session_fd() -> int:
     return int(_wire.session_fd())
 
 
+def backing_open(fd: int, lacking: int) -> int:
+    """Let the kernel read and write an open file by itself (passthrough, which it has granted): in our name, but
+    without the capabilities in a mask of the first 32 (capabilities(7)). Its number for the file. Raises OSError."""
+    return int(_wire.backing_open(fd, lacking))
+
+
+def backing_close(number: int) -> None:
+    """The kernel does so no more, once nobody has the file open."""
+    _wire.backing_close(number)
+
+
 def serves() -> bool:
     """Whether serve() can be called: the extension is there, and the session has begun."""
     return _wire is not None and session_fd() >= 0
