@@ -151,6 +151,7 @@ def _open_writable(
         features.xattr_prefix,
         config.syncs,
         keeps_order(work_fd),
+        features.reflink,
         owners.uids.overflow,
         owners.gids.overflow,
         must_chown=os.geteuid() == 0,

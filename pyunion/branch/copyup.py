@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOSYS, ENOTSUP, ENXIO, EOPNOTSUPP, EPERM, EXDEV
 from functools import partial
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IMODE, S_ISGID, S_ISUID
@@ -29,6 +30,7 @@ class Terms(NamedTuple):
     xattr_prefix: bytes | None = marks.TRUSTED  # of the marks, which are not copied
     sync: bool = True  # the data are on disk before the copy appears
     ordered: bool = False  # where it is enough that they are written, see ordering.py
+    shares: bool = True  # files of the copies' file system can share blocks, as far as we know
     overflow_uid: int | None = None  # ids that stand for those which our user namespace does not have
     overflow_gid: int | None = None
     must_chown: bool = True  # False where we are not root, and copies may belong to us
@@ -74,18 +76,37 @@ def stage_file(work_fd: int, name: bytes, source: Source, size: int, terms: Term
     """Make `name` in the work directory a copy of a regular file, with its first `size` bytes only. Where these are not
     all, it is a changed file from the start: of this moment.
 
-    The data are on disk before this returns, so that a rename can never put a short file in place.
+    The data are on disk before this returns, so that a rename can never put a short file in place. Shared blocks are
+    there already, and that they are shared is written before the rename, as with overlayfs.
     On failure nothing is left behind. Raises OSError.
     """
-    fd = os.open(name, _STAGE, 0o600, dir_fd=work_fd)
-    try:
-        if size:
-            copy_data(source.data_fd, fd, size)
+    with _staging(work_fd, name) as fd:
+        shared = bool(size) and copy_data(source.data_fd, fd, size, terms.shares)
         _dress_file(fd, source, terms)
         if size < source.st.st_size:
             os.utime(fd, ns=(source.st.st_atime_ns, time.time_ns()))
-        if terms.sync and size:
+        if terms.sync and size and not shared:
             ordering.write_out(fd, terms.ordered)
+
+
+def stage_shared(work_fd: int, name: bytes, source: Source, terms: Terms) -> bool:
+    """As stage_file() with all the data, if they can be shared, which takes no longer with more of them; else nothing
+    is made, and False."""
+    try:
+        with _staging(work_fd, name) as fd:
+            syscalls.reflink(source.data_fd, fd)
+            _dress_file(fd, source, terms)
+    except OSError:
+        return False  # stage_file() says what is really wrong
+    return True
+
+
+@contextmanager
+def _staging(work_fd: int, name: bytes) -> Iterator[int]:
+    """A new file in the work directory, open for writing; it goes if what is done with it fails."""
+    fd = os.open(name, _STAGE, 0o600, dir_fd=work_fd)
+    try:
+        yield fd
     except BaseException:
         os.unlink(name, dir_fd=work_fd)
         raise
@@ -95,17 +116,11 @@ def stage_file(work_fd: int, name: bytes, source: Source, size: int, terms: Term
 
 def stage_metadata(work_fd: int, name: bytes, source: Source, terms: Terms) -> None:
     """Make `name` in the work directory a metadata-only copy: all holes, its data still in the layer below."""
-    fd = os.open(name, _STAGE, 0o600, dir_fd=work_fd)
-    try:
+    with _staging(work_fd, name) as fd:
         os.ftruncate(fd, source.st.st_size)
         assert terms.xattr_prefix is not None
         os.setxattr(fd, terms.xattr_prefix + marks.METACOPY, b"")
         _dress_file(fd, source, terms)
-    except BaseException:
-        os.unlink(name, dir_fd=work_fd)
-        raise
-    finally:
-        os.close(fd)
 
 
 def stage_other(
@@ -209,15 +224,13 @@ def _set_xattr(target: int | bytes, key: bytes, value: bytes, terms: Terms, foll
             raise
 
 
-def copy_data(src_fd: int, dst_fd: int, size: int) -> None:
+def copy_data(src_fd: int, dst_fd: int, size: int, may_share: bool) -> bool:
     """Copy the first `size` bytes into an empty file: shared blocks where the file system can, else the data
-    between the holes, so that sparse stays sparse."""
-    if size >= os.fstat(src_fd).st_size:
-        try:
+    between the holes, so that sparse stays sparse. Whether they are shared."""
+    if may_share and size >= os.fstat(src_fd).st_size:
+        with suppress(OSError):  # other file system, or one without shared blocks; copying says what is really wrong
             syscalls.reflink(src_fd, dst_fd)
-            return
-        except OSError:
-            pass  # other file system, or one without shared blocks; copying says what is really wrong
+            return True
     offset = 0
     while offset < size:
         try:
@@ -234,6 +247,7 @@ def copy_data(src_fd: int, dst_fd: int, size: int) -> None:
         _copy_range(src_fd, dst_fd, offset, end)
         offset = end
     os.ftruncate(dst_fd, size)
+    return False
 
 
 def _copy_range(src_fd: int, dst_fd: int, offset: int, end: int) -> None:

@@ -35,7 +35,7 @@ class UpperFeatures:
     whiteout_device: bool
     rename_exchange: bool
     rename_whiteout: bool
-    reflink: bool = False
+    reflink: bool
     o_tmpfile: bool = False
     reasons: tuple[str, ...] = ()  # sentences about what is off
 
@@ -53,11 +53,12 @@ def probe_upper(work_fd: int, want_userxattr: bool, full: bool = False) -> Upper
     """Try in a work directory what an upper branch needs; with `full` also what is only good to know."""
     reasons: list[str] = []
 
-    def works(attempt: Callable[[], object], otherwise: str) -> bool:
+    def works(attempt: Callable[[], object], otherwise: str, *, told: bool = True) -> bool:
         try:
             attempt()
         except OSError as error:
-            reasons.append(f"{otherwise} ({error.strerror})")
+            if told:
+                reasons.append(f"{otherwise} ({error.strerror})")
             return False
         return True
 
@@ -86,8 +87,9 @@ def probe_upper(work_fd: int, want_userxattr: bool, full: bool = False) -> Upper
             device,
             exchange,
             whiteout,
-            reflink=full
-            and works(lambda: _try_reflink(work_fd, fd), "files cannot share blocks, and copy_up copies all data"),
+            reflink=works(
+                lambda: _try_reflink(work_fd, fd), "files cannot share blocks, and copy_up copies all data", told=full
+            ),
             o_tmpfile=full and works(lambda: _try_tmpfile(work_fd), "there are no nameless files"),
             reasons=tuple(reasons),
         )

@@ -192,9 +192,12 @@ class Copier:
     async def _stage_data(
         self, work: Work, file: File, staged: bytes, source: copyup.Source, size: int | None
     ) -> None:
+        remote = file.remote or file.dir.branch.remote
+        may_share = size is None and work.terms.shares and remote is None
+        if may_share and await self._on_disk.call(0, copyup.stage_shared, work.fd, staged, source, work.terms):
+            return
         wanted = source.st.st_size if size is None else min(size, source.st.st_size)
         arguments = (work.fd, staged, source, wanted, work.terms)
-        remote = file.remote or file.dir.branch.remote
         if wanted or remote is not None:
             with self.progress.copying(file.path(), wanted, partial(reached, work.fd, staged)):
                 if remote is None:
@@ -256,9 +259,11 @@ class Copier:
                 st = os.fstat(target)
                 wanted = st.st_size if size is None else min(size, st.st_size)
                 with self.progress.copying(file.path(), wanted, partial(filled, target)):
-                    await in_thread(copyup.copy_data, source, target, wanted, of=remote)
+                    shared = await in_thread(
+                        copyup.copy_data, source, target, wanted, work.terms.shares, of=remote
+                    )
                 os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
-                if work.terms.sync:
+                if work.terms.sync and not shared:
                     await in_thread(ordering.write_out, target, work.terms.ordered)
             finally:
                 os.close(target)

@@ -64,6 +64,7 @@ class OpenFiles:
         self._pass_lower = pass_lower
         self._sync = sync
         self._on_disk = OnDisk()
+        self._from_disk = OnDisk()
         self.kernel_writes = False  # what it can it reads and writes by itself
         self._lost = 0  # the errno of a write to the disk that failed, where nothing is synced
         self._open: dict[int, OpenFile] = {}
@@ -190,7 +191,7 @@ class OpenFiles:
             file.fds.append(fd)
 
     async def read(self, fd: int, offset: int, size: int) -> bytes | memoryview:
-        """Data from the page cache at once, into a buffer that is good until the next await; else by a thread."""
+        """Data from the page cache at once, into a buffer that is good until the next await; else from the disk."""
         if self._remote and (remote := self._remote_of(fd)) is not None:
             try:
                 return await in_thread(_read_fully, fd, size, offset, of=remote)
@@ -213,7 +214,7 @@ class OpenFiles:
                     self._nowait = 0
                 elif error.errno not in (EAGAIN, EINVAL):
                     raise
-        return await in_thread(_read_fully, fd, size, offset)
+        return await self._from_disk.call(size, _read_fully, fd, size, offset)
 
     def write(self, fd: int, offset: int, data: bytes | memoryview, drops_setid: bool = False) -> int:
         """Write to a file in upper."""

@@ -86,14 +86,14 @@ _threads: WeakKeyDictionary[Remote, trio.CapacityLimiter] = WeakKeyDictionary()
 
 class OnDisk:
     """Calls functions that wait for a disk: little is a moment with a quick disk, and long with a slow or busy one. A
-    thread takes a moment, too; so they are called at once as long as they have little to write and the last one that
-    had was done in a moment. Never for what asks a branch that may not answer."""
+    thread takes a moment, too; so they are called at once as long as they have little to read or to write and the last
+    one that had was done in a moment. Never for what asks a branch that may not answer."""
 
     def __init__(self) -> None:
-        self._quick = False
+        self._quick = True
 
     async def call(self, size: int, function: Callable[..., _T], *arguments: Any) -> _T:
-        """`size` bytes are to be written, or fewer. Raises what the function raises."""
+        """`size` bytes are to be read or written, or fewer. Raises what the function raises."""
         if size > _LITTLE:
             return await in_thread(function, *arguments)
         start = time.perf_counter()

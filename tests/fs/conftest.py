@@ -83,7 +83,7 @@ def build(tmp_path: Path) -> Iterator[Build]:
             lowers = opening.open_lowers(
                 [bytes(tmp_path / "lower")], cache, stack, first_index=1, xattr_prefix=TRUSTED, aufs=False
             )
-            fs = FileSystem([upper, *lowers], Work(work_fd, Terms(sync=False)), Settings(**settings))  # type: ignore[arg-type]
+            fs = FileSystem([upper, *lowers], Work(work_fd, Terms(sync=False, shares=False)), Settings(**settings))  # type: ignore[arg-type]
             stack.callback(fs.files.close_all)
             return Bench(tmp_path, fs)
 

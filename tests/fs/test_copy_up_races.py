@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from pyunion.branch import copyup
+from pyunion.fs import waiting
 from tests.fs.conftest import ME, Build
 
 
@@ -44,6 +45,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         original(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(copyup, "stage_file", held)
+    monkeypatch.setattr(waiting, "_LITTLE", -1)  # no file is so small that it is copied without a thread
     yield gate
     gate.release()
 
