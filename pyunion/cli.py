@@ -31,6 +31,8 @@ options of -o, comma separated (\\, and \\: stand for the characters in a path):
   aufs, noaufs                        honour .wh. marks in lower branches, or not (the default, but for podman)
   passthrough=auto|all|off            let the kernel read and write files of upper by itself, where it can (all: and
                                       read lower ones, by descriptors that do not see what is written later)
+  awake=auto|off                      as root in a virtual machine: its processors do not sleep while requests come in
+                                      quick succession (the default), or do
   writeback, nowriteback              where it cannot: let it collect writes (the default), or not
   uidmapping=STORED:SHOWN:COUNT       and gidmapping=, squash_to_uid=, squash_to_gid=, squash_to_root: owners
   fsname=NAME                         the source that mount(8) shows, as SRC

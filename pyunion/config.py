@@ -37,6 +37,7 @@ class MountConfig:
     writeback: bool = True
     passthrough: bool = True  # the kernel reads and writes upper files by itself, where it can
     passthrough_lower: bool = False  # and reads lower ones, by descriptors that then stay with them
+    awake: bool = True  # the processors of a virtual machine do not sleep while requests come in quick succession
     mount_flags: tuple[str, ...] = ()  # flags of the FUSE mount itself; `ro` follows from read_only
     fsname: str = "pyunion"
     foreground: bool = False
@@ -90,6 +91,8 @@ _SWITCHES: dict[bytes, dict[str, bool]] = {
     b"passthrough=auto": {"passthrough": True, "passthrough_lower": False},
     b"passthrough=all": {"passthrough": True, "passthrough_lower": True},
     b"passthrough=off": {"passthrough": False, "passthrough_lower": False},
+    b"awake=auto": {"awake": True},
+    b"awake=off": {"awake": False},
     b"writeback": {"writeback": True},
     b"nowriteback": {"writeback": False},
     # as fuse-overlayfs says them

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import trio
 
 from pyunion import board, mountinfo
+from pyunion.awake import Awake, open_latency
 from pyunion.branch import opening, syscalls
 from pyunion.branch.copyup import Terms
 from pyunion.branch.dirs import Branch, DirCache
@@ -58,7 +59,8 @@ def serve(config: MountConfig, listener: Listener) -> None:
         board_fd = _published(config, fs, published)
         stack.callback(os.close, board_fd)
         read_only = config.read_only or config.upper is None
-        session = Session(fs, backing, config.mountpoint, config.fsname, config.mount_flags, read_only)
+        awake = Awake(open_latency() if config.awake else -1)
+        session = Session(fs, backing, awake, config.mountpoint, config.fsname, config.mount_flags, read_only)
         stack.callback(session.close)
         live = Live(config, fs, stack, partial(_publish_anew, board_fd, fs=fs, control=published))
         server = Server(control, session.recording, facts.status, live.change, fs.settings.owners.uids.overflow)

@@ -59,6 +59,7 @@ def _host() -> Facts:
         "read-only clones": _read_only_clones(),
         "extension": _extension(),
         "passthrough": _passthrough(),
+        "processors kept awake": _awake(),
     }
 
 
@@ -116,6 +117,15 @@ def _passthrough() -> str:
         return "no; it takes Linux 6.9"
     if _extension() is not True:
         return "no; it takes the extension"
+    return "yes, for root" if os.geteuid() else "yes"
+
+
+def _awake() -> str:
+    from pyunion import awake
+
+    why = awake.problem()
+    if why is not None:
+        return f"no; {why}"
     return "yes, for root" if os.geteuid() else "yes"
 
 

@@ -280,11 +280,11 @@ enum { IDLE, SERVED, FOR_LIBFUSE };
 
 PyDoc_STRVAR(serve_doc,
 "serve(other, slice_us, wait_ms, spin_us): answer requests for so long, and wait for the next one until then or until the\n"
-"descriptor `other` is readable. 0: there was none; 1: there were some; 2: the next one is for pyfuse3.");
+"descriptor `other` is readable. (0: there was none; 1: there were some; 2: the next one is for pyfuse3; how many)");
 static PyObject *py_serve(PyObject *module, PyObject *args)
 {
     int other, wait_ms, result = IDLE;
-    unsigned int slice_us, spin_us;
+    unsigned int slice_us, spin_us, count = 0;
     const struct fuse_in_header *header;
     const char *body;
     uint64_t end;
@@ -305,6 +305,7 @@ static PyObject *py_serve(PyObject *module, PyObject *args)
                 result = FOR_LIBFUSE; /* ENODEV: which shall meet it too */
             break;
         }
+        count++;
         header = received.mem;
         body = (const char *)(header + 1);
         if (length < (ssize_t)sizeof *header || !is_hooked(header)) {
@@ -316,7 +317,7 @@ static PyObject *py_serve(PyObject *module, PyObject *args)
         if (call_hook(header, body, length - sizeof *header))
             break;
     } while (clock_us() < end);
-    return PyLong_FromLong(result);
+    return Py_BuildValue("iI", result, count);
 }
 
 EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)

@@ -15,6 +15,8 @@ With the extension the leader lets wire.serve() do the same, and requests that h
 that sleeps it looks whether the next request comes, as long as that mostly finds one: to wake a processor that has gone
 idle takes longer than most requests, several times as long in a virtual machine.
 
+While there are many of them the leader keeps the machine's processors awake (awake.py), until a moment after the last.
+
 Everything else of trio is passed through untouched. Knows nothing of requests.
 """
 
@@ -29,6 +31,7 @@ from typing import Any
 import pyfuse3
 import trio
 
+from pyunion.awake import QUIET_S, Awake
 from pyunion.fuse import wire
 from pyunion.fuse.guard import in_flight
 
@@ -56,7 +59,8 @@ class NoLock:
 class Lowlevel:
     """trio.lowlevel, but for wait_readable and notify_closing of the session's descriptor."""
 
-    def __init__(self) -> None:
+    def __init__(self, awake: Awake) -> None:
+        self._awake = awake
         self._fd = -1
         self._closed = False
         self._leader: object | None = None
@@ -102,9 +106,11 @@ class Lowlevel:
         await trio.lowlevel.checkpoint()
         lingers = _clock() - self._last_request < LINGER_S and not in_flight.count
         runnable = trio.lowlevel.current_statistics().tasks_runnable
-        served = wire.serve(self._epoll_fd, SLICE_S, LINGER_POLL_MS / 1000 if lingers and not runnable else 0.0)
+        wait_s = LINGER_POLL_MS / 1000 if lingers and not runnable else 0.0
+        served, requests = wire.serve(self._epoll_fd, SLICE_S, wait_s)
         if served is not wire.Served.NOTHING:
             self._last_request = _clock()
+            self._awake.note(requests)
             if served is wire.Served.UP_TO_ONE_FOR_PYFUSE3:
                 for _, events in self._ready.poll(0):
                     self._look_for_the_end(events)
@@ -124,6 +130,7 @@ class Lowlevel:
         if ready := self._ready.poll(0):
             self._look_for_the_end(ready[0][1])
             self._last_request = now
+            self._awake.note(1)
             if not self._ticking and not wire.present():
                 signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)
                 self._ticking = True
@@ -136,6 +143,7 @@ class Lowlevel:
                 if fd == self._fd:
                     self._look_for_the_end(events)
                     self._last_request = _clock()
+                    self._awake.note(1)
                     return True
             self._next_yield = 0.0  # time passed, or something for trio
             return False
@@ -148,7 +156,13 @@ class Lowlevel:
     async def _wait_in_trio(self) -> None:
         """The leader gives up its place until there is a request; it costs nothing."""
         self._leader = None
-        await self._park()
+        if self._awake.held:
+            with trio.move_on_after(QUIET_S) as moment:
+                await self._park()
+            if moment.cancelled_caught:
+                self._awake.release()
+        if not self._awake.held:
+            await self._park()
         self._last_request = _clock()
 
     def _look_for_the_end(self, events: int) -> None:
@@ -169,6 +183,11 @@ class Lowlevel:
         finally:
             self._sentinel = False
             self._parked.unpark()
+
+    def close(self) -> None:
+        """What has begun for the requests ends with them."""
+        self.stop_ticking()
+        self._awake.close()
 
     def stop_ticking(self) -> None:
         """End the timer. An armed one would kill the process once Python is shutting down."""
@@ -192,16 +211,16 @@ class Facade:
 
     Lock = NoLock
 
-    def __init__(self) -> None:
-        self.lowlevel = Lowlevel()
+    def __init__(self, awake: Awake) -> None:
+        self.lowlevel = Lowlevel(awake)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)
 
 
-def install() -> Lowlevel:
-    """Put the facade in place; before pyfuse3.init(). Call stop_ticking() of the result at the end."""
-    facade = Facade()
+def install(awake: Awake) -> Lowlevel:
+    """Put the facade in place; before pyfuse3.init(). Call close() of the result at the end."""
+    facade = Facade(awake)
     pyfuse3.trio = facade  # type: ignore[attr-defined]
     return facade.lowlevel
 

@@ -18,6 +18,7 @@ from typing import Any
 import pyfuse3
 import trio
 
+from pyunion.awake import Awake
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.fs.filesystem import FileSystem
 from pyunion.fuse import readiness, wire
@@ -54,6 +55,7 @@ class Session:
         self,
         fs: FileSystem,
         backing: Backing,
+        awake: Awake,
         mountpoint: bytes,
         fsname: str,
         flags: Sequence[str],
@@ -61,7 +63,7 @@ class Session:
     ) -> None:
         self._fs = fs
         self._mountpoint = mountpoint
-        self._wait = readiness.install()
+        self._wait = readiness.install(awake)
         self._tasks: trio.Nursery | None = None
         self._is_unmounted = False  # where we see it
         self._unmounting = trio.Lock()
@@ -173,5 +175,5 @@ class Session:
 
     def close(self) -> None:
         """Give the session back. A mount point that is still mounted is left dead (ENOTCONN), never empty."""
-        self._wait.stop_ticking()
+        self._wait.close()
         pyfuse3.close(unmount=False)

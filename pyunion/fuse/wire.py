@@ -105,9 +105,10 @@ def reply(unique: int, result: bytes | bytearray | memoryview | int | None) -> N
     _wire.reply(unique, result)
 
 
-def serve(other: int, slice_s: float, wait_s: float) -> Served:
+def serve(other: int, slice_s: float, wait_s: float) -> tuple[Served, int]:
     """Answer requests by the hook for `slice_s`; wait for each for `wait_s`, or until `other` (-1: none) is readable.
 
-    Returns before that if a task was started, which needs trio. The session has to have begun.
+    Returns before that if a task was started, which needs trio; and how many came. The session has to have begun.
     """
-    return Served(_wire.serve(other, int(slice_s * 1e6), int(wait_s * 1e3), _SPIN_US))
+    served, requests = _wire.serve(other, int(slice_s * 1e6), int(wait_s * 1e3), _SPIN_US)
+    return Served(served), requests

@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from pyunion.awake import Awake
 from pyunion.fuse import readiness, wire
 from pyunion.fuse.readiness import Facade, Lowlevel
 
@@ -22,7 +23,7 @@ class Pipe:
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
-        self.wait = Lowlevel()
+        self.wait = Lowlevel(Awake(-1))
         self.handled = 0
 
     def ask(self, count: int = 1) -> None:
@@ -45,7 +46,7 @@ async def pipe() -> AsyncIterator[Pipe]:
     before = signal.getsignal(signal.SIGALRM)
     made = Pipe()
     yield made
-    made.wait.stop_ticking()
+    made.wait.close()
     signal.signal(signal.SIGALRM, before)
     os.close(made.reader)
     os.close(made.writer)
@@ -150,7 +151,7 @@ async def test_closing_at_any_moment_ends_a_worker_whom_the_extension_serves(
 ) -> None:
     """Also between two of its looks, when it is not waiting for anything."""
     monkeypatch.setattr(wire, "serves", lambda: True)
-    monkeypatch.setattr(wire, "serve", lambda *_: wire.Served.NOTHING)
+    monkeypatch.setattr(wire, "serve", lambda *_: (wire.Served.NOTHING, 0))
     monkeypatch.setattr(readiness, "LINGER_S", -1)
     ended = trio.Event()
 
@@ -170,6 +171,6 @@ async def test_closing_at_any_moment_ends_a_worker_whom_the_extension_serves(
 
 
 def test_the_facade_is_trio_but_for_the_wait() -> None:
-    facade = Facade()
+    facade = Facade(Awake(-1))
     assert facade.open_nursery is trio.open_nursery
     assert facade.lowlevel.current_trio_token is trio.lowlevel.current_trio_token
