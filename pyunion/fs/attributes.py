@@ -60,7 +60,7 @@ class Attributes:
         if changes.size is not None:
             assert isinstance(node, File)
             await self._truncate(node, changes.size, fd, caller)
-        else:
+        elif not node.in_upper:
             await self._bring_up(node)
         where = node.address()
         if changes.uid is not None or changes.gid is not None:
@@ -126,7 +126,15 @@ class Attributes:
 
     # -- extended attributes ----------------------------------------------------------------------------------
 
+    @staticmethod
+    def lacks(node: Node, name: bytes) -> bool:
+        """Whether it is known without a look that an object has no such xattr: the kernel asks for file capabilities
+        before the first write to each new file, and before each change of its owner."""
+        return name == _CAPABILITIES and isinstance(node, File) and node.incapable
+
     def get_xattr(self, node: Node, name: bytes) -> bytes:
+        if self.lacks(node, name):
+            raise OSError(ENODATA, os.strerror(ENODATA))
         try:
             value = node.ask(objects.get_xattr, marks.stored_name(name, self._prefix))
         except OSError as error:
@@ -158,6 +166,8 @@ class Attributes:
         protection.require_changeable(node)
         await self._bring_up(node)
         where = node.address()
+        if isinstance(node, File):
+            node.incapable = False
         objects.set_xattr(*where, marks.stored_name(name, self._prefix), value)
         if name == _ACL_ACCESS:
             self._drop_setgid(where, caller)
@@ -195,9 +205,11 @@ class Attributes:
 
 
 def _set_times(where: tuple[int, bytes], changes: Changes) -> None:
-    st = objects.stat(*where)
-    atime_ns = st.st_atime_ns if changes.atime_ns is None else changes.atime_ns
-    mtime_ns = st.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+    atime_ns, mtime_ns = changes.atime_ns, changes.mtime_ns
+    if atime_ns is None or mtime_ns is None:
+        st = objects.stat(*where)
+        atime_ns = st.st_atime_ns if atime_ns is None else atime_ns
+        mtime_ns = st.st_mtime_ns if mtime_ns is None else mtime_ns
     try:
         objects.utime(*where, atime_ns, mtime_ns)
     except PermissionError:

@@ -48,6 +48,7 @@ class Create:
                 os.close(fd)
             raise
         node.told_mtime_ns = st.st_mtime_ns
+        node.incapable = True
         return node, st, opened[0]
 
     def nameless(self, parent: Directory, mode: int, caller: Caller) -> tuple[File, os.stat_result, int]:

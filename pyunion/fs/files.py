@@ -241,7 +241,10 @@ class OpenFiles:
 
     def may_be_mapped(self, file: File) -> bool:
         """Whether it may be written through a mapping, or may have been since somebody opened it."""
-        return any(self._open[fd].maps for fd in file.fds or ())
+        for fd in file.fds or ():  # noqa: SIM110 - any() takes twice as long, and each change of attributes asks this
+            if self._open[fd].maps:
+                return True
+        return False
 
     def kept_back(self, fd: int) -> bool:
         """Whether the kernel may hold data of the file that are not here yet; when nobody has it open for writing they

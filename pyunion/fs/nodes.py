@@ -75,8 +75,8 @@ class File(Node):
     """
 
     __slots__ = (
-        "aliases", "data", "dir", "fds", "former", "index", "key", "lower_links", "pin", "real", "settled", "swapped",
-        "told_mtime_ns", "written",
+        "aliases", "data", "dir", "fds", "former", "incapable", "index", "key", "lower_links", "pin", "real", "settled",
+        "swapped", "told_mtime_ns", "written",
     )  # fmt: skip
 
     def __init__(self, parent: Directory, name: bytes, directory: Dir, real: bytes) -> None:
@@ -95,6 +95,7 @@ class File(Node):
         self.settled = False  # it is on disk that the file is in upper, as far as we know
         self.told_mtime_ns = 0  # of a file that is open for writing: when it was changed, as far as the kernel knows
         self.written = False  # since then
+        self.incapable = False  # it was made in this mount, and nobody has given it file capabilities
 
     @property
     def in_upper(self) -> bool:

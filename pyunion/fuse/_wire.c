@@ -174,12 +174,25 @@ static int answer(uint64_t unique, PyObject *result)
 
 static int call_hook(const struct fuse_in_header *header, const char *body, size_t size)
 {
-    PyObject *result = PyObject_CallFunction(hook, "IKKIIIy#", header->opcode, (unsigned long long)header->unique,
-                                             (unsigned long long)header->nodeid, header->uid, header->gid, header->pid,
-                                             body, (Py_ssize_t)size);
-    int has_task = answer(header->unique, result);
+    PyObject *given[] = {
+        PyLong_FromLong(header->opcode), PyLong_FromUnsignedLongLong(header->unique),
+        PyLong_FromUnsignedLongLong(header->nodeid), PyLong_FromUnsignedLong(header->uid),
+        PyLong_FromUnsignedLong(header->gid), PyLong_FromUnsignedLong(header->pid),
+        PyBytes_FromStringAndSize(body, size),
+    };
+    const size_t count = sizeof given / sizeof *given;
+    PyObject *result = NULL;
+    size_t filled = 0;
+    int has_task;
 
+    while (filled < count && given[filled])
+        filled++;
+    if (filled == count)
+        result = PyObject_Vectorcall(hook, given, count, NULL);
+    has_task = answer(header->unique, result);
     Py_XDECREF(result);
+    for (size_t i = 0; i < count; i++)
+        Py_XDECREF(given[i]);
     return has_task;
 }
 

@@ -104,7 +104,11 @@ class RawRequests:
         tally.requests[opcode] += 1
         question = begun = None
         try:
-            answer = self._begin_request(opcode, node, uid, gid, pid, body)
+            handler = self._of_node.get(opcode)
+            if handler is not None:
+                answer = handler(node, body)
+            else:
+                answer = self._of_caller[opcode](Request(node, uid, gid, pid), body)
             if type(answer) is not CoroutineType:
                 return answer  # type: ignore[return-value]
             done = quickly(answer)
@@ -117,7 +121,10 @@ class RawRequests:
             if not self._makes_room(error):
                 return errno_of(error, opcode)
         in_flight.count += 1  # from here on, and not only when the task begins: until then trio has to run
-        again = partial(self._begin_request, opcode, node, uid, gid, pid, body)
+        if handler is not None:
+            again = partial(handler, node, body)
+        else:
+            again = partial(self._of_caller[opcode], Request(node, uid, gid, pid), body)
         self._start(self.finish, opcode, unique, self._twice(again, patiently(again, question, begun)))
         return True
 
@@ -134,14 +141,6 @@ class RawRequests:
                 raise
         reply: Reply = await patiently(again)
         return reply
-
-    def _begin_request(
-        self, opcode: int, node: int, uid: int, gid: int, pid: int, body: bytes
-    ) -> Reply | Coroutine[Any, Any, Reply]:
-        handler = self._of_node.get(opcode)
-        if handler is not None:
-            return handler(node, body)
-        return self._of_caller[opcode](Request(node, uid, gid, pid), body)
 
     async def finish(self, opcode: int, unique: int, rest: Coroutine[Any, Any, Reply]) -> None:
         """The task of a request that has to wait."""
@@ -436,8 +435,11 @@ class RawRequests:
 
     def _getxattr(self, number: int, body: bytes) -> Reply:
         room, _ = layout.GETXATTR.unpack_from(body)
-        (name,) = layout.names(body, layout.GETXATTR.size)
-        return layout.xattr_reply(self._fs.attributes.get_xattr(self._nodes[number], name), room)
+        name = body[layout.GETXATTR.size : -1]
+        node = self._nodes[number]
+        if self._fs.attributes.lacks(node, name):
+            return errno.ENODATA
+        return layout.xattr_reply(self._fs.attributes.get_xattr(node, name), room)
 
     def _listxattr(self, request: Request, body: bytes) -> Reply:
         room, _ = layout.GETXATTR.unpack_from(body)
