@@ -132,6 +132,7 @@ class FileSystem:
     def restack(self, lowers: Sequence[Branch], origins: Origins | None, *, changed_outside: bool = False) -> Stale:
         """Merge these branches below upper from now on, some of them new; the others keep their order or not. No
         copy_up may be under way. `origins` are theirs. Returns what the kernel has to be told."""
+        self.table.epoch += 1
         before = self.lowers
         every = self._number(lowers) or changed_outside
         restacking = Restacking(self.table, self.lookup, every=every, changed_outside=changed_outside)

@@ -223,6 +223,7 @@ class Table:
         self.linked: dict[tuple[int, int], File] = {}
         self.removed: dict[Branch, set[int]] = {}  # branches that are none any more, and the nodes that still use them
         self.moves = 0  # of directories
+        self.epoch = 0  # another number means that something may have changed that listings show
         self._numbers = numbers
         self._made_up: dict[int, tuple[int, int]] = {}  # of nodes whose number is no branch's: device, inode number
 

@@ -27,7 +27,13 @@ from pyunion.fuse.backing import Backing
 from pyunion.fuse.guard import errno_of, in_flight
 from pyunion.fuse.layout import Op
 from pyunion.fuse.operations import drop_attributes, drop_name, keep_no_miss, send_and_drop_pages, tell_modes
+from pyunion.fuse.repeated import Repeated
 
+# Requests that change nothing which a listing shows, nor bring about that something is forgotten.
+_ONLY_LOOK = frozenset({
+    Op.LOOKUP, Op.GETATTR, Op.READLINK, Op.READ, Op.STATFS, Op.RELEASE, Op.GETXATTR, Op.LISTXATTR, Op.OPENDIR,
+    Op.READDIRPLUS, Op.RELEASEDIR, Op.STATX,
+})  # fmt: skip
 _RETRY_COPY = 1 << 30  # copy_file_range(2) may copy less; the caller asks again for the rest
 
 # What a handler gives back: the reply's bytes, an errno, None if the kernel wants no reply; or a coroutine that will.
@@ -49,7 +55,9 @@ class RawRequests:
 
     def __init__(self, fs: FileSystem, backing: Backing, start: Callable[..., None]) -> None:
         self._fs = fs
+        self._table = fs.table
         self._nodes = fs.table.nodes
+        self._repeated = Repeated(fs.table)
         self._backing = backing
         self._start = start
         owners = fs.settings.owners
@@ -102,6 +110,8 @@ class RawRequests:
     def hook(self, opcode: int, unique: int, node: int, uid: int, gid: int, pid: int, body: bytes) -> Reply:
         """Called by the extension for each request with one of our opcodes. True: a task will reply."""
         tally.requests[opcode] += 1
+        if opcode not in _ONLY_LOOK:
+            self._table.epoch += 1
         question = begun = None
         try:
             handler = self._of_node.get(opcode)
@@ -408,10 +418,15 @@ class RawRequests:
     def _readdirplus(self, number: int, body: bytes) -> bytes:
         _, offset, room = layout.READ.unpack_from(body)
         fs = self._fs
+        directory = fs.directory(number)
+        key = number, offset, room
+        if not directory.in_upper and (reply := self._repeated.get(key)) is not None:
+            return reply
         if len(fs.cache) > fs.cache.limit:
             fs.cache.trim()
         parts: list[bytes] = []
-        for name, node, st, following in as_far_as_known(fs.listings.entries(fs.directory(number), offset)):
+        nodes: list[Node] = []
+        for name, node, st, following in as_far_as_known(fs.listings.entries(directory, offset)):
             is_dot = following <= DOTS  # which gives no reference
             attr = self._attributes(node, st)
             entry = layout.entry_reply(0 if is_dot else node.id, attr, self._valid_s(node, st))
@@ -424,8 +439,12 @@ class RawRequests:
                 break
             if not is_dot:
                 node.lookups += 1
+                nodes.append(node)
             parts.append(part)
-        return b"".join(parts)
+        reply = b"".join(parts)
+        if not directory.in_upper:
+            self._repeated.keep(key, reply, nodes)
+        return reply
 
     async def _fsyncdir(self, number: int, body: bytes) -> bytes:
         await self._fs.files.fsync_directory(self._fs.directory(number))
