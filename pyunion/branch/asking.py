@@ -211,7 +211,7 @@ _adopting = threading.Lock()
 def _adopt(directory: Dir, fd: int) -> bool:
     """Let a directory keep a descriptor that was opened for it; whether it needs one."""
     with _adopting:
-        if directory.open_fd >= 0:
+        if directory.open_fd >= 0 or directory.branch.root.open_fd < 0:  # it has one, or the branch is closed by now
             return False
         directory.open_fd = fd
         directory.branch.cache.add(directory)

@@ -47,6 +47,9 @@ class Terms(NamedTuple):
         return S_IMODE(st.st_mode) if kept else S_IMODE(st.st_mode) & ~(S_ISUID | S_ISGID)
 
 
+Xattrs = tuple[tuple[bytes, bytes], ...]
+
+
 class Source(NamedTuple):
     """An open regular file to be copied. A metadata-only copy has its data in another file."""
 
@@ -54,6 +57,7 @@ class Source(NamedTuple):
     data_fd: int
     st: os.stat_result
     flags: int = 0  # as chattr(1) sets them
+    xattrs: Xattrs | None = None  # None where nobody has read them yet
 
 
 class Look(NamedTuple):
@@ -61,7 +65,7 @@ class Look(NamedTuple):
 
     st: os.stat_result
     target: bytes  # of a symlink
-    xattrs: tuple[tuple[bytes, bytes], ...]
+    xattrs: Xattrs
 
 
 def look(fd: int, name: bytes, terms: Terms, st: os.stat_result | None = None) -> Look:
@@ -198,19 +202,23 @@ def _dress_file(fd: int, source: Source, terms: Terms) -> None:
     st = source.st
     kept = _give_owner(partial(os.fchown, fd), st, terms)
     os.fchmod(fd, terms.mode(st, kept))
-    try:
-        keys = os.listxattr(source.fd)
-    except OSError as error:
-        if error.errno != ENOTSUP:
-            raise
-        keys = []
-    for text in keys:
-        key = os.fsencode(text)
+    for key, value in read_xattrs(source.fd) if source.xattrs is None else source.xattrs:
         if not _stays_behind(key, terms):
-            _set_xattr(fd, key, os.getxattr(source.fd, key), terms)
+            _set_xattr(fd, key, value, terms)
     if source.flags:
         fileattr.copy(source.flags, fd, terms.xattr_prefix)
     os.utime(fd, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+def read_xattrs(fd: int) -> Xattrs:
+    """All that an open file has."""
+    try:
+        keys = [os.fsencode(key) for key in os.listxattr(fd)]
+    except OSError as error:
+        if error.errno != ENOTSUP:
+            raise
+        return ()
+    return tuple((key, os.getxattr(fd, key)) for key in keys)
 
 
 def _set_xattr(target: int | bytes, key: bytes, value: bytes, terms: Terms, follow_symlinks: bool = True) -> None:

@@ -41,7 +41,7 @@ class Remote:
     def __init__(self, path: bytes) -> None:
         self._path = path
         self._fails = False
-        self._noting = threading.Lock()
+        self._changing = threading.Lock()
         self._steps: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -49,7 +49,7 @@ class Remote:
         """How a question has ended. That the branch fails is logged once, until it answers again."""
         if error is not None and error.errno not in _FAILURES:
             return
-        with self._noting:
+        with self._changing:
             before, self._fails = self._fails, error is not None
         if error is not None and not before:
             log.error("the branch %r fails: %s. What is in it cannot be reached", self._path, error.strerror)
@@ -58,10 +58,11 @@ class Remote:
 
     def in_order(self, step: Callable[[], object]) -> None:
         """Make a step that ends with the close(2) of a file, in a thread, after those that came before it."""
-        if self._thread is None:
-            # no thread of trio's: nobody waits for it at the end
-            self._thread = threading.Thread(target=self._make_steps, name="close", daemon=True)
-            self._thread.start()
+        with self._changing:
+            if self._thread is None:
+                # no thread of trio's: nobody waits for it at the end
+                self._thread = threading.Thread(target=self._make_steps, name="close", daemon=True)
+                self._thread.start()
         self._steps.put(step)
 
     def _make_steps(self) -> None:

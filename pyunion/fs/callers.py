@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from signal import SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH
 from typing import Protocol, TypeVar
 
 from pyunion.branch import syscalls
@@ -83,6 +84,17 @@ def _in_our_user_namespace(caller: Caller) -> bool:
 def is_member(caller: Caller, gid: int) -> bool:
     """Whether the caller is in a group, by its own or by a supplementary one."""
     return gid == caller.gid or gid in map(int, (_status_line(caller, b"Groups:") or b"").split())
+
+
+_HARMLESS = (SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH)  # where nothing handles them
+
+
+def is_dying(caller: Caller) -> bool:
+    """Whether a signal waits for the caller that ends it."""
+    keys = (b"SigPnd:", b"ShdPnd:", b"SigBlk:", b"SigIgn:", b"SigCgt:")
+    pending, shared, blocked, ignored, caught = (int(_status_line(caller, key) or b"0", 16) for key in keys)
+    harmless = sum(1 << number - 1 for number in _HARMLESS)
+    return bool((pending | shared) & ~(blocked | ignored | caught | harmless))
 
 
 def _status_line(caller: Caller, key: bytes) -> bytes | None:

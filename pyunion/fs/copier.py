@@ -26,7 +26,7 @@ from pyunion.fs.links import Links
 from pyunion.fs.locks import KeyedLock
 from pyunion.fs.nodes import Directory, File, Node, Table
 from pyunion.fs.progress import Progress, filled, reached
-from pyunion.fs.waiting import OnDisk, ask, in_order, in_thread
+from pyunion.fs.waiting import Left, OnDisk, in_order, in_thread, open_by
 
 log = logging.getLogger(__name__)
 
@@ -152,17 +152,17 @@ class Copier:
             if remote is not None:
                 self._ask_ahead(file)
             staged = work.temp_name()
-            # no name may be left behind with the data: several are found by the index, as in _publish
-            one = bool(origin) if st.st_nlink > 1 else not file.aliases and not file.dead
             with ExitStack() as stack:
                 source = await _open_source(file, st, stack)
+                # no name may be left behind with the data: several are found by the index, as in _publish
+                one = bool(origin) if st.st_nlink > 1 else not file.aliases and not file.dead
                 protection = fileattr.kept(source.flags, work.xattr_prefix)
                 if metadata_only and one and st.st_size:
                     copyup.stage_metadata(work.fd, staged, source, work.terms)
                     data = file.data or (file.dir, file.real)
                     kind = "metadata"
                 else:
-                    await self._stage_data(work, file, staged, source, size)
+                    await self._stage_data(work, file, staged, source, size, stack)
         with _discarded_on_failure(work, staged), ExitStack() as stack:
             self._mark_origin(work, staged, origin)
             if data is None and remote is not None:
@@ -190,8 +190,9 @@ class Copier:
         return self.origins.of(file.dir, file.real)
 
     async def _stage_data(
-        self, work: Work, file: File, staged: bytes, source: copyup.Source, size: int | None
+        self, work: Work, file: File, staged: bytes, source: copyup.Source, size: int | None, stack: ExitStack
     ) -> None:
+        """`stack` closes the source; not before the thread has ended, which may be later than this."""
         remote = file.remote or file.dir.branch.remote
         may_share = size is None and work.terms.shares and remote is None
         if may_share and await self._on_disk.call(0, copyup.stage_shared, work.fd, staged, source, work.terms):
@@ -203,7 +204,11 @@ class Copier:
                 if remote is None:
                     await self._on_disk.call(wanted, copyup.stage_file, *arguments)
                 else:
-                    await in_thread(copyup.stage_file, *arguments, of=remote)
+                    try:
+                        await in_thread(copyup.stage_file, *arguments, of=remote)
+                    except Left as left:
+                        left.afterwards(partial(_drop_copy, stack.pop_all(), work, staged))
+                        raise
         else:
             copyup.stage_file(*arguments)
 
@@ -252,7 +257,7 @@ class Copier:
         assert file.data is not None
         directory, name = file.data
         remote = directory.branch.remote
-        source = await ask(directory, objects.open_file, name, os.O_RDONLY)
+        source = await open_by(directory, objects.open_file, name, os.O_RDONLY)
         try:
             target = objects.open_file(*file.address(), os.O_WRONLY)
             try:
@@ -260,7 +265,7 @@ class Copier:
                 wanted = st.st_size if size is None else min(size, st.st_size)
                 with self.progress.copying(file.path(), wanted, partial(filled, target)):
                     shared = await in_thread(
-                        copyup.copy_data, source, target, wanted, work.terms.shares, of=remote
+                        copyup.copy_data, source, target, wanted, work.terms.shares, of=remote, to_the_end=True
                     )
                 os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
                 if work.terms.sync and not shared:
@@ -278,6 +283,12 @@ class Copier:
             file.data = None
             _swap_descriptors(swapped)
         self.progress.done["data"] += 1
+
+
+def _drop_copy(stack: ExitStack, work: Work, staged: bytes, result: None) -> None:
+    """What was made for somebody who has died meanwhile."""
+    stack.close()
+    work.discard(staged)
 
 
 @contextmanager
@@ -327,20 +338,21 @@ async def _swap_in_order(file: File, copy: tuple[int, bytes], remote: Remote) ->
 
 async def _open_source(file: File, st: os.stat_result, stack: ExitStack) -> copyup.Source:
     """Open a lower file for copying; `stack` closes it."""
-    fd, flags = await ask(file.dir, _open_with_flags, file.real)
+    fd, flags, xattrs = await open_by(file.dir, _open_and_read, file.real)
     stack.callback(close, fd, file.dir.branch.remote)
     if file.data is None:
-        return copyup.Source(fd, fd, st, flags)
+        return copyup.Source(fd, fd, st, flags, xattrs)
     directory, name = file.data
-    data_fd = await ask(directory, objects.open_file, name, os.O_RDONLY)
+    data_fd = await open_by(directory, objects.open_file, name, os.O_RDONLY)
     stack.callback(close, data_fd, directory.branch.remote)
-    return copyup.Source(fd, data_fd, st, flags)
+    return copyup.Source(fd, data_fd, st, flags, xattrs)
 
 
-def _open_with_flags(directory_fd: int, name: bytes) -> tuple[int, int]:
+def _open_and_read(directory_fd: int, name: bytes) -> tuple[int, int, copyup.Xattrs]:
+    """With its flags and xattrs, so that none of them is to be asked for again."""
     fd = objects.open_file(directory_fd, name, os.O_RDONLY)
     try:
-        return fd, fileattr.read(fd)
+        return fd, fileattr.read(fd), copyup.read_xattrs(fd)
     except OSError:
         os.close(fd)
         raise

@@ -18,7 +18,7 @@ from pyunion.fs.callers import CAP_FSETID, Caller, is_capable, is_member
 from pyunion.fs.copier import Copier
 from pyunion.fs.nodes import Directory, File
 from pyunion.fs.protection import require_allocation, require_copying_into, require_open
-from pyunion.fs.waiting import OnDisk, ask, in_thread
+from pyunion.fs.waiting import OnDisk, in_thread, open_by
 from pyunion.union.ids import Mapping
 from pyunion.union.marks import APPEND
 
@@ -126,7 +126,7 @@ class OpenFiles:
         they are not. They may come to upper while it is opened."""
         while file.pin < 0 and (file.data is not None or file.remote is not None):
             source, remote = file.source, file.remote
-            fd = await ask(source[0], objects.open_file, source[1], flags & _KEEP)
+            fd = await open_by(source[0], objects.open_file, source[1], flags & _KEEP)
             if file.data_below() is not None:
                 if remote is not None:
                     self._remote.add(fd)
@@ -260,10 +260,15 @@ class OpenFiles:
     async def copy_range(
         self, source: int, offset: int, target: int, to: int, length: int, caller: Caller
     ) -> int:
-        """copy_file_range(2), which shares blocks where the branch can."""
+        """copy_file_range(2), which shares blocks where the branch can. Of what comes from a branch that may not answer
+        less is copied: no thread that waits for that may change a file."""
         require_copying_into(self._open[target].file)
         remote = self._remote_of(source)
-        copied = await in_thread(os.copy_file_range, source, target, length, offset, to, of=remote)
+        if remote is None:
+            copied = await in_thread(os.copy_file_range, source, target, length, offset, to)
+        else:
+            data = await in_thread(_read_fully, source, min(length, BUFFER), offset, of=remote)
+            copied = os.pwrite(target, data, to)
         self._changed(self._open[target].file, caller)
         return copied
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from pyunion.fs.waiting import task_needed
+from pyunion.fs.waiting import interruptible, task_needed
 
 
 class KeyedLock:
@@ -67,12 +67,14 @@ class _Hold:
     async def __aenter__(self) -> None:
         if self._locks.must_wait(self._key):
             await task_needed()
-            await self._locks.opened()
+            with interruptible():
+                await self._locks.opened()
         lock = self._taken.get(self._key)
         if lock is None:
             self._taken[self._key] = trio.Semaphore(0)
         else:
-            await lock.acquire()
+            with interruptible():
+                await lock.acquire()
 
     async def __aexit__(self, *_: object) -> None:
         lock = self._taken[self._key]

@@ -1,7 +1,9 @@
 """How a request waits: for a thread, or for a lock. Nothing else in this package may suspend a request.
 
 What may not answer is asked by threads of its own: see pyunion/branch/asking.py. A request that needs an answer is
-begun again when it is there, and how many wait for one branch is nothing to those who need another.
+begun again when it is there, and how many wait for one branch is nothing to those who need another. Where the caller
+dies meanwhile the request ends with EINTR (`Interruption`), as it would by any other error of the branch, and what the
+thread finds out later is given back (`Left`).
 
 A request's coroutine can be run without a task as long as it does not wait, which most never do. Owns the point where
 one that has to wait gets a task of its own: `quickly` runs a coroutine up to there, `rest_of` is what remains of it, to
@@ -17,6 +19,9 @@ import time
 import types
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from errno import EINTR
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -70,13 +75,28 @@ def task_needed() -> Generator[None, None, None]:
         yield
 
 
-async def in_thread(function: Callable[..., _T], *arguments: Any, of: Remote | None = None) -> _T:
+async def in_thread(
+    function: Callable[..., _T], *arguments: Any, of: Remote | None = None, to_the_end: bool = False
+) -> _T:
     """Call a function that may take long, while other requests go on. `of` says which branch it may wait for for ever:
-    at the end of the mount nobody waits for that."""
+    at the end of the mount nobody waits for that. Raises Left when the caller dies, unless it has to be waited for
+    `to_the_end`."""
     await task_needed()
     if of is None:
         return await trio.to_thread.run_sync(function, *arguments)
-    threads = _threads.setdefault(of, trio.CapacityLimiter(_MOST_THREADS))
+    if to_the_end:
+        return await _by_thread_of(of, function, *arguments)
+    call = _Call(function, arguments)
+    try:
+        with interruptible():
+            value: _T = await _by_thread_of(of, call.make)
+            return value
+    except InterruptedError:
+        raise Left(call) from None
+
+
+async def _by_thread_of(remote: Remote, function: Callable[..., _T], *arguments: Any) -> _T:
+    threads = _threads.setdefault(remote, trio.CapacityLimiter(_MOST_THREADS))
     return await trio.to_thread.run_sync(function, *arguments, limiter=threads, abandon_on_cancel=True)
 
 
@@ -119,16 +139,140 @@ async def in_order(of: Remote, step: Callable[[], object]) -> None:
     await done.wait()
 
 
+# -- callers that die -------------------------------------------------------------------------------------------------
+
+
+class Interruption:
+    """That the caller of one request is dying. It counts where the request waits for what may never come."""
+
+    def __init__(self) -> None:
+        self._told = False
+        self._scope: trio.CancelScope | None = None
+
+    def tell(self) -> None:
+        self._told = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        with trio.CancelScope() as self._scope:
+            if self._told:
+                self._scope.cancel()
+            yield
+        if self._scope.cancelled_caught:
+            raise InterruptedError(EINTR, os.strerror(EINTR))
+
+
+# Of the request that the task is for; None where nobody can interrupt it.
+interruption: ContextVar[Interruption | None] = ContextVar("interruption", default=None)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """One wait, in a task: raises InterruptedError when the caller dies meanwhile, or is dying."""
+    mine = interruption.get()
+    if mine is None:
+        yield
+        return
+    with mine.waiting():
+        yield
+
+
+class _Call:
+    """A function that is called by a thread, which may go on with it when nobody waits for that any more."""
+
+    def __init__(self, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+        self._function = function
+        self._arguments = arguments
+        self._changing = threading.Lock()
+        self._begun = self._ended = self._left = False
+        self._result: Any = None
+        self._afterwards: list[Callable[[Any], object]] = []
+
+    def make(self) -> Any:
+        with self._changing:
+            if self._left:
+                return None
+            self._begun = True
+        try:
+            self._result = self._function(*self._arguments)
+            return self._result
+        finally:
+            with self._changing:
+                self._ended = True
+            for step in self._afterwards:
+                step(self._result)
+
+    def leave(self) -> bool:
+        """Nobody waits from now on; whether it was begun, and else it never is."""
+        with self._changing:
+            self._left = True
+            return self._begun
+
+    def afterwards(self, step: Callable[[Any], object]) -> None:
+        with self._changing:
+            if self._begun and not self._ended:
+                self._afterwards.append(step)
+                return
+        step(self._result)
+
+
+class Left(InterruptedError):
+    """A call that was left to its thread, as the caller of the request is dying."""
+
+    def __init__(self, call: _Call) -> None:
+        super().__init__(EINTR, os.strerror(EINTR))
+        self._call = call
+        call.leave()
+
+    def afterwards(self, step: Callable[[Any], object]) -> None:
+        """Have something done when the call has ended, with its result: None if it failed, or is never made. By any
+        thread."""
+        self._call.afterwards(step)
+
+
 # -- branches that may not answer -------------------------------------------------------------------------------------
 
 
-async def ask(directory: Dir, function: Callable[..., _T], *arguments: Any) -> _T:
-    """As Dir.ask(), for what opens a file, and so is not to be asked again when the request is: the result is its
+async def open_by(directory: Dir, function: Callable[..., _T], *arguments: Any) -> _T:
+    """As Dir.ask(), for what opens a file, which is not to be done again when the request is: the result is its
     descriptor, or begins with that."""
     if directory.branch.remote is None:
         return directory.ask(function, *arguments)
     value: _T = (await _answer(Question(directory, function, arguments), opens=True)).get()
     return value
+
+
+def _close_opened(remote: Remote, answer: Answer | None) -> None:
+    if answer is not None and answer.error is None:
+        close(answer.value if isinstance(answer.value, int) else answer.value[0], remote)
+
+
+async def _answer(question: Question, *, opens: bool = False) -> Answer:
+    await task_needed()
+    remote = question.directory.branch.remote
+    assert remote is not None
+    if remote in _given_up:
+        return no_answer()
+    base, names = question.prepare()
+    call = _Call(question.answer, (base, names))
+    try:
+        with interruptible(), _until_given_up(remote):
+            answer: Answer = await _by_thread_of(remote, call.make)
+            return answer
+    except (InterruptedError, _GivenUp) as end:
+        if not call.leave():
+            os.close(base)
+        if opens:
+            call.afterwards(partial(_close_opened, remote))
+        if isinstance(end, _GivenUp):
+            return no_answer()
+        raise
+
+
+class _GivenUp(Exception):
+    """Nobody waits for a branch any more."""
 
 
 _given_up: set[Remote] = set()
@@ -149,65 +293,18 @@ def given_up(remotes: Collection[Remote]) -> Iterator[None]:
         _given_up.difference_update(remotes)
 
 
-async def _answer(question: Question, *, opens: bool = False) -> Answer:
-    await task_needed()
-    remote = question.directory.branch.remote
-    assert remote is not None
-    if remote in _given_up:
-        return no_answer()
-    asking = _Asking(question, remote, opens)
-    answer = no_answer()
+@contextmanager
+def _until_given_up(remote: Remote) -> Iterator[None]:
+    """One wait, in a task. Raises _GivenUp."""
+    scopes = _waiting.setdefault(remote, set())
     with trio.CancelScope() as scope:
-        scopes = _waiting.setdefault(remote, set())
         scopes.add(scope)
         try:
-            answer = asking.taken(await in_thread(asking.answer, of=remote))
+            yield
         finally:
             scopes.discard(scope)
-            asking.leave()
-    return answer
-
-
-class _Asking:
-    """A question that a thread asks, whose answer may come when nobody waits for it any more: then it is given back."""
-
-    def __init__(self, question: Question, remote: Remote, opens: bool) -> None:
-        self._question = question
-        self._remote = remote
-        self._opens = opens
-        self._base, self._names = question.prepare()
-        self._changing = threading.Lock()
-        self._begun = self._left = False
-        self._not_taken: Answer | None = None
-
-    def answer(self) -> Answer:
-        """In a thread."""
-        with self._changing:
-            begun = self._begun = not self._left
-        if not begun:
-            return no_answer()
-        answer = self._question.answer(self._base, self._names)
-        with self._changing:
-            self._not_taken = answer
-            if self._left:
-                self._give_back()
-        return answer
-
-    def taken(self, answer: Answer) -> Answer:
-        self._not_taken = None
-        return answer
-
-    def leave(self) -> None:
-        with self._changing:
-            self._left = True
-            if not self._begun:
-                os.close(self._base)
-            self._give_back()
-
-    def _give_back(self) -> None:
-        answer, self._not_taken = self._not_taken, None
-        if answer is not None and answer.error is None and self._opens:
-            close(answer.value if isinstance(answer.value, int) else answer.value[0], self._remote)
+    if scope.cancelled_caught:
+        raise _GivenUp
 
 
 async def patiently(

@@ -16,12 +16,15 @@ from stat import S_IMODE, S_ISGID, S_ISUID
 from types import CoroutineType
 from typing import Any, NamedTuple
 
+import trio
+
 from pyunion.fs.attributes import Changes
+from pyunion.fs.callers import is_dying
 from pyunion.fs.filesystem import FileSystem
 from pyunion.fs.listing import DOTS, as_far_as_known
 from pyunion.fs.lookup import attributes, link_count
 from pyunion.fs.nodes import ROOT, File, Node
-from pyunion.fs.waiting import Unanswered, patiently, quickly
+from pyunion.fs.waiting import Interruption, Unanswered, interruption, patiently, quickly
 from pyunion.fuse import layout, tally, wire
 from pyunion.fuse.backing import Backing
 from pyunion.fuse.guard import errno_of, in_flight
@@ -34,6 +37,7 @@ _ONLY_LOOK = frozenset({
     Op.LOOKUP, Op.GETATTR, Op.READLINK, Op.READ, Op.STATFS, Op.RELEASE, Op.GETXATTR, Op.LISTXATTR, Op.OPENDIR,
     Op.READDIRPLUS, Op.RELEASEDIR, Op.STATX,
 })  # fmt: skip
+_LOOK_S = 0.5  # between two looks whether a caller that got a signal is dying
 _RETRY_COPY = 1 << 30  # copy_file_range(2) may copy less; the caller asks again for the rest
 
 # What a handler gives back: the reply's bytes, an errno, None if the kernel wants no reply; or a coroutine that will.
@@ -60,6 +64,7 @@ class RawRequests:
         self._repeated = Repeated(fs.table)
         self._backing = backing
         self._start = start
+        self._interruptions: dict[int, tuple[Interruption, Request]] = {}  # of requests that wait, by their numbers
         owners = fs.settings.owners
         self._owners = None if owners.all_as_stored else owners
         self._of_node: dict[int, Callable[[int, bytes], Reply | Coroutine[Any, Any, Reply]]] = {
@@ -87,7 +92,7 @@ class RawRequests:
             Op.RELEASEDIR: lambda node, body: b"",
             Op.FSYNCDIR: self._fsyncdir,
             Op.ACCESS: lambda node, body: errno.ENOSYS,  # the kernel checks permissions itself
-            Op.INTERRUPT: lambda node, body: None,  # nothing takes so long that it is worth it
+            Op.INTERRUPT: self._interrupt,
             Op.LSEEK: self._lseek,
             Op.STATX: self._statx,
             Op.IOCTL: self._ioctl,
@@ -131,10 +136,9 @@ class RawRequests:
             if not self._makes_room(error):
                 return errno_of(error, opcode)
         in_flight.count += 1  # from here on, and not only when the task begins: until then trio has to run
-        if handler is not None:
-            again = partial(handler, node, body)
-        else:
-            again = partial(self._of_caller[opcode], Request(node, uid, gid, pid), body)
+        request = Request(node, uid, gid, pid)
+        self._interruptions[unique] = Interruption(), request
+        again = partial(self._of_caller[opcode], request, body) if handler is None else partial(handler, node, body)
         self._start(self.finish, opcode, unique, self._twice(again, patiently(again, question, begun)))
         return True
 
@@ -154,12 +158,30 @@ class RawRequests:
 
     async def finish(self, opcode: int, unique: int, rest: Coroutine[Any, Any, Reply]) -> None:
         """The task of a request that has to wait."""
+        interruption.set(self._interruptions[unique][0])
         try:
             wire.reply(unique, await rest)
         except Exception as error:
             wire.reply(unique, errno_of(error, opcode))
         finally:
+            del self._interruptions[unique]
             in_flight.count -= 1
+
+    def _interrupt(self, node: int, body: bytes) -> None:
+        """Somebody who waits for a request got a signal. It may be answered already."""
+        (unique,) = layout.HANDLE.unpack_from(body)
+        if unique in self._interruptions:
+            self._start(self._interrupt_when_dying, unique)
+
+    async def _interrupt_when_dying(self, unique: int) -> None:
+        """Only who dies wants no answer any more: others, whose signal has a handler, would take EINTR for a failure of
+        calls such as stat(2). The kernel tells of the first signal only, so they are looked after until the end."""
+        while unique in self._interruptions:
+            mine, caller = self._interruptions[unique]
+            if is_dying(caller):
+                mine.tell()
+                return
+            await trio.sleep(_LOOK_S)
 
     # -- parts of replies -------------------------------------------------------------------------------------
 

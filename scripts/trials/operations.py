@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from errno import EIO
 from pathlib import Path
 from typing import NamedTuple
@@ -66,10 +67,14 @@ def fill(upper_one: Path, other: Path) -> None:
 
 
 def _once(call: Callable[[Path], object]) -> Callable[[Path], Steps]:
-    """An operation of one step."""
+    """An operation of one step. Without the extension the daemon's timer interrupts what waits for its supervisor, and
+    the call says EINTR, which no call on a disk would; then it is made again."""
 
     def change(at: Path) -> Steps:
-        call(at)
+        while True:
+            with suppress(InterruptedError):
+                call(at)
+                break
         yield None
 
     return change

@@ -31,7 +31,8 @@ class HeldBranch:
         assert self._server.stdout is not None
         self._output = self._server.stdout.fileno()
         self._said = b""
-        self._held = 0  # requests that were told of while something else was awaited
+        self._held: list[str] = []  # requests that were told of while something else was awaited
+        self.request = ""  # the one that await_request() has told of last, by the name of its handler
         self._await("mounted")
 
     def _await(self, start: str) -> str:
@@ -44,7 +45,7 @@ class HeldBranch:
             if line.startswith(start.encode()):
                 return line.decode()
             if line.startswith(b"held"):
-                self._held += 1
+                self._held.append(line.decode())
 
     def _receive(self) -> None:
         more = os.read(self._output, 4096)
@@ -68,10 +69,7 @@ class HeldBranch:
             if self._output not in ready:
                 return False
             self._receive()
-        if self._held:
-            self._held -= 1
-        else:
-            self._await("held")
+        self.request = (self._held.pop(0) if self._held else self._await("held")).removeprefix("held ")
         return True
 
     def next(self) -> None:
@@ -82,6 +80,7 @@ class HeldBranch:
         """From now on everything is answered, what waits as well; unless it is dead."""
         if self._server.poll() is None:
             self._tell("go")
+            self._held.clear()
 
     def die(self) -> None:
         self._server.kill()
@@ -122,11 +121,11 @@ class Client:
     def is_waiting(self) -> bool:
         return not select.select([self.death], [], [], 0)[0]
 
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
 
-    def await_end(self) -> None:
-        assert select.select([self.death], [], [], PATIENCE)[0], "the client has no answer"
+    def await_end(self, patience: float = PATIENCE) -> None:
+        assert select.select([self.death], [], [], patience)[0], "the client has no answer"
         os.close(self.death)
         os.waitpid(self.pid, 0)
 
