@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,13 +104,14 @@ def test_a_signal_that_is_handled_is_no_failure_and_a_later_one_kills(held: Held
     def interrupts() -> int:
         return int(told("status", far.at)["requests"].get("interrupt", 0))
 
+    others = Others(far)
     held.hold()
     for told_before, (name, ends) in enumerate([("symlink", False), ("file", True)]):
         client = Client(lambda: call(name))  # noqa: B023
         assert held.await_request()
         client.kill(signal.SIGUSR1)
         _until(lambda: interrupts() > told_before, "the kernel has not told of the signal")  # noqa: B023
-        Others(far).require_answers()
+        others.require_answers()
         assert client.is_waiting()
         if ends:
             client.kill()
@@ -140,13 +142,17 @@ def test_who_waits_for_the_copy_of_another(held: HeldBranch, far: Union) -> None
 
 def test_many_leave_nothing_behind(held: HeldBranch, far: Union, known: Known) -> None:
     """More than there are threads for one branch."""
+
+    def size(file: Path) -> int:
+        return len(file.read_bytes())
+
     for number in range(MANY):
         os.stat(far.at / f"far/many/{number}")
     threads = Path(f"/proc/{far.daemon.pid}/task")
     before = len(os.listdir(threads))
     held.hold()
-    calls = [lambda path=far.at / f"far/many/{number}": len(path.read_bytes()) for number in range(MANY)]  # type: ignore[misc]
-    clients = [Client(call) for call in calls]
+    files = [far.at / f"far/many/{number}" for number in range(MANY)]
+    clients = [Client(partial(size, file)) for file in files]
     for _ in range(40):
         assert held.await_request()
     for client in clients:
@@ -156,5 +162,5 @@ def test_many_leave_nothing_behind(held: HeldBranch, far: Union, known: Known) -
     Others(far).require_answers()
     held.go()
     _until(lambda: not _opened_below(far, held), "files stay open")
-    assert [call() for call in calls] == [100_000] * MANY
+    assert [size(file) for file in files] == [100_000] * MANY
     _until(lambda: len(os.listdir(threads)) <= before, "threads are left", IDLE_S)
