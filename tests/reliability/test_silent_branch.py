@@ -35,6 +35,19 @@ def test_who_needs_it_waits_and_nobody_else(held: HeldBranch, far: Union, name: 
     held.go()
 
 
+@pytest.mark.parametrize("name", ["chmod", "set xattr", "append", "truncate", "rename"])
+def test_with_copies_of_the_metadata_only(held: HeldBranch, far: Union, known: Known, name: str) -> None:
+    """Of the metadata there is a copy before, or it is made now."""
+    known.close()
+    far.unmount()
+    far.mount("metacopy=on", lowers=[far.low, held.at])
+    near = Known(far.at, ["near", "mine", "far", f"far/{place(name)}"])
+    if name in ("append", "truncate"):
+        (far.at / "far" / place(name) / "file").chmod(0o600)
+    test_who_needs_it_waits_and_nobody_else(held, far, name)
+    near.close()
+
+
 def test_how_much_space_there_is_on_it(held: HeldBranch, far: Union, known: Known) -> None:
     """Which is asked of the topmost branch."""
     known.close()
