@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from errno import ENOENT, EROFS
 from functools import partial
@@ -29,6 +29,8 @@ from pyunion.fs.progress import Progress, filled, reached
 from pyunion.fs.waiting import Left, OnDisk, in_order, in_thread, open_by
 
 log = logging.getLogger(__name__)
+
+First = Callable[[int, bytes], object]  # gets a copy, by the directory's descriptor and the name
 
 
 class Copier:
@@ -114,17 +116,17 @@ class Copier:
 
     # -- everything else --------------------------------------------------------------------------------------
 
-    async def data(self, file: File, size: int | None = None) -> bool:
+    async def data(self, file: File, size: int | None = None, first: First | None = None) -> bool:
         """Bring the whole file into upper; with `size`, only its first bytes, as the rest is about to go. Whether that
-        has made a file of this size."""
+        has made a file of this size. `first` is done with a copy before it counts: if that fails all is as it was."""
         if file.in_upper and file.data is None:
             return False
         work = self.work
         async with self.locks.hold(file.ino):
             if not file.in_upper:
-                return await self._copy(work, file, size)
+                return await self._copy(work, file, size, first)
             if file.data is not None:
-                await self._complete(work, file, size)
+                await self._complete(work, file, size, first)
             return False
 
     async def metadata(self, file: File) -> None:
@@ -138,7 +140,9 @@ class Copier:
             if not file.in_upper:
                 await self._copy(self.work, file, None, metadata_only=True)
 
-    async def _copy(self, work: Work, file: File, size: int | None, metadata_only: bool = False) -> bool:
+    async def _copy(
+        self, work: Work, file: File, size: int | None, first: First | None = None, metadata_only: bool = False
+    ) -> bool:
         st = file.ask(objects.stat)
         remote = file.remote or file.dir.branch.remote
         origin = self._origin_of(file, st)
@@ -165,6 +169,8 @@ class Copier:
                     await self._stage_data(work, file, staged, source, size, stack)
         with _discarded_on_failure(work, staged), ExitStack() as stack:
             self._mark_origin(work, staged, origin)
+            if first is not None:
+                first(work.fd, staged)
             if data is None and remote is not None:
                 await _swap_in_order(file, (work.fd, staged), remote)
             # a metadata-only copy has nothing to read
@@ -252,7 +258,7 @@ class Copier:
         if node.copied and into.branch.xattr_prefix is not None:
             branch_marks.set_impure(into)
 
-    async def _complete(self, work: Work, file: File, size: int | None) -> None:
+    async def _complete(self, work: Work, file: File, size: int | None, first: First | None) -> None:
         """Give a metadata-only copy its data. Until the mark goes, the file below counts."""
         assert file.data is not None
         directory, name = file.data
@@ -261,6 +267,8 @@ class Copier:
         try:
             target = objects.open_file(*file.address(), os.O_WRONLY)
             try:
+                if first is not None:
+                    first(*file.address())
                 st = os.fstat(target)
                 wanted = st.st_size if size is None else min(size, st.st_size)
                 with self.progress.copying(file.path(), wanted, partial(filled, target)):

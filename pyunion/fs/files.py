@@ -87,25 +87,25 @@ class OpenFiles:
         """Open a regular file; one that will be written is brought into upper first. Returns the handle."""
         require_open(file, flags)
         flags = flags & ~os.O_NOATIME | self._noatime
-        if flags & (_WRITES | os.O_TRUNC):
-            await self._copier.data(file, 0 if flags & os.O_TRUNC else None)
+        if self.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
+            flags = flags & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads what it fills pages with
+        fd = -1
+        try:
             if flags & os.O_TRUNC:
-                clear_setid(file, caller, self._gids)
-            if self.writeback:
+                fd = await self._truncated(file, flags, caller)
+            elif flags & _WRITES:
+                await self._copier.data(file)
+            if flags & (_WRITES | os.O_TRUNC) and self.writeback:
                 self._note_mtime(file, truncates=bool(flags & os.O_TRUNC))
-                if flags & os.O_ACCMODE == os.O_WRONLY:
-                    flags = flags & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads what it fills pages with
-        fd = await self._open_below(file, flags)
-        if fd < 0:
-            fd = self._open_object(file, flags)
-        if flags & _WRITES:
-            try:
-                self._add(fd, self._writer(file, file.stat(), flags, caller))
-            except OSError:
-                os.close(fd)
-                raise
-        else:
-            self._add(fd, OpenFile(file, flags))
+            if fd < 0:
+                fd = await self._open_below(file, flags)
+            if fd < 0:
+                fd = self._open_object(file, flags)
+            self._add(fd, self._writer(file, file.stat(), flags, caller) if flags & _WRITES else OpenFile(file, flags))
+        except OSError:
+            if fd >= 0:
+                close(fd, file.remote)
+            raise
         if self.kernel_writes and self._may_sync_unseen(file, flags):
             try:
                 await self.fsync(fd, datasync=False)
@@ -113,6 +113,23 @@ class OpenFiles:
                 self.release(fd)
                 raise
         return fd
+
+    async def _truncated(self, file: File, flags: int, caller: Caller) -> int:
+        """Bring a file into upper that is about to be truncated. Where that makes a copy, a descriptor of it, opened
+        before it is in place: an open(2) that fails truncates nothing. Else -1."""
+        opened: list[int] = []
+
+        def first(directory_fd: int, name: bytes) -> None:
+            opened.append(objects.open_file(directory_fd, name, flags & _KEEP & ~os.O_TRUNC))
+
+        try:
+            await self._copier.data(file, 0, first)
+            clear_setid(file, caller, self._gids)
+        except BaseException:
+            for fd in opened:
+                os.close(fd)
+            raise
+        return opened[0] if opened else -1
 
     def _may_sync_unseen(self, file: File, flags: int) -> bool:
         """Whether the kernel may sync data of a copy by itself, for a mapping or O_DSYNC, while it is not on disk yet

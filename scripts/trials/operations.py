@@ -270,7 +270,7 @@ OPERATIONS = [
               options=("passthrough=off",), times=False),
     Operation("write into a lower file with O_DSYNC", _written_through, times=False),
     Operation("write into a lower file by a mapping", _mapped, times=False),
-    Operation("open with O_TRUNC", _written("f", os.O_WRONLY | os.O_TRUNC, b"short"), told=("openat", *_LOOK)),
+    Operation("open with O_TRUNC", _written("f", os.O_WRONLY | os.O_TRUNC, b"short"), told=_LOOK),
     Operation("truncate", _once(lambda at: os.truncate(at / "f", 10)), told=_LOOK),
     Operation("truncate a sparse file", _once(lambda at: os.truncate(at / "sparse", 5000)), told=_LOOK),
     Operation("chmod", _once(lambda at: (at / "d/a").chmod(0o600)), told=_LOOK),
