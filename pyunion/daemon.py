@@ -6,6 +6,7 @@ they do.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -64,6 +65,8 @@ def serve(config: MountConfig, listener: Listener) -> None:
         stack.callback(session.close)
         live = Live(config, fs, stack, partial(_publish_anew, board_fd, fs=fs, control=published))
         server = Server(control, session.recording, facts.status, live.change, fs.settings.owners.uids.overflow)
+        # What is there now stays: no collection has to look through it, least of all those of the interpreter's end.
+        gc.freeze()
         trio.run(session.serve, listener, server.serve)
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -86,10 +87,29 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     subprocess.run(["rm", "-rf", root], check=True)
 
 
+_left = pytest.StashKey[list[str]]()  # what the session and its workers have left behind
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_left] = []
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[_left].extend(getattr(node, "workeroutput", {}).get("left", ()))
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     left = leaks.leaked()
     if left:
         leaks.clear_leaks()
+    worker = getattr(session.config, "workeroutput", None)
+    if worker is not None:
+        worker["left"] = left
+        return
+    of_workers = session.config.stash[_left]
+    left += of_workers
+    if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:

@@ -183,7 +183,7 @@ class Supervised(Watched, PyunionMount):
 
     def _start(self, layers: Layers, options: Sequence[str]) -> None:
         notify_path = self.point.with_name(self.point.name + ".notify")
-        words = self._command(layers, options)[3:]
+        words = self._words(layers, options)
 
         def become(supervisor: socket.socket) -> None:
             if not self._extension:

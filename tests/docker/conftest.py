@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import pyunion
 from tests.docker.engine import Engine
 from tests.harness import leaks
 from tests.harness.filesystems import loop_mounted
 from tests.harness.mounts import mounted
+from tests.harness.warm import pyunion
 
 
 @pytest.fixture(scope="module")

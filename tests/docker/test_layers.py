@@ -12,12 +12,12 @@ from typing import NamedTuple
 import pytest
 
 from pyunion.errors import ExitCode
-from tests.cli.command import pyunion
 from tests.docker.conftest import Viewer
 from tests.docker.engine import Engine
 from tests.harness.archives import Member, members
 from tests.harness.files import outcome, run, tree
 from tests.harness.snapshot import assert_same, snapshot
+from tests.harness.warm import pyunion
 
 # A container's life: every kind of change that a layer can carry.
 _CHANGES = """

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.harness import warm
 from tests.harness.mounts import PATIENCE, mounted
 
 _PREFIX = f"pyunion-test-{os.getpid()}-"
@@ -45,7 +46,7 @@ def leaked() -> list[str]:
             if b"pyunion" in command.split(b"\0") and marker in command:
                 said = command.replace(b"\0", b" ").decode(errors="replace")
                 found.append(f"still running: pid {process.name}: {said}")
-    return found
+    return found + [f"still running: pid {pid}: pyunion" for pid in warm.still_running()]
 
 
 def await_end(pid: int) -> bool:
@@ -70,3 +71,6 @@ def clear_leaks() -> None:
         with contextlib.suppress(OSError):
             if marker in (process / "cmdline").read_bytes():
                 os.kill(int(process.name), signal.SIGKILL)
+    for pid in warm.still_running():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

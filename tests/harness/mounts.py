@@ -16,12 +16,14 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE = 60.0  # seconds until a daemon that neither answers nor dies is a failure
+from tests.harness import warm
+from tests.harness.warm import PATIENCE as PATIENCE
+from tests.harness.warm import REPOSITORY as REPOSITORY
+
 _TRIES, _RETRY_S = 20, 0.05
 _COMPLAINT = re.compile(r"\b(ERROR|CRITICAL)\b|Traceback|Exception ignored|Warning:")
 
@@ -148,7 +150,7 @@ class PyunionMount(Mount):
         self.through: Sequence[str] = ()  # the words of a program that becomes the daemon
         self.package_at = REPOSITORY  # where `python -m pyunion` finds the package
         self.log_path = point.with_name(point.name + ".log")
-        self._daemon: subprocess.Popen[bytes] | None = None
+        self._daemon: subprocess.Popen[bytes] | warm.Process | None = None
 
     @property
     def pid(self) -> int:
@@ -177,28 +179,29 @@ class PyunionMount(Mount):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(os.fspath(notify_path))
             try:
-                with self.log_path.open("wb") as log:
-                    self._daemon = subprocess.Popen(
-                        [*self.through, *self._command(layers, options)],
-                        cwd=self.package_at,
-                        env={
-                            **os.environ,
-                            "NOTIFY_SOCKET": str(notify_path),
-                            "PYTHONFAULTHANDLER": "1",
-                            "PYTHONWARNINGS": "error",
-                        },
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                    )
+                self._launch(self._words(layers, options), {**os.environ, "NOTIFY_SOCKET": str(notify_path)})
                 self._wait_ready(notify)
             finally:
                 notify_path.unlink()
         if os.fsencode(self.point) not in [mount.point for mount in mounted()]:
             raise AssertionError(f"READY=1 was sent, but nothing is mounted; log:\n{self.log()}")
 
-    def _command(self, layers: Layers, options: Sequence[str]) -> list[str]:
-        command = [sys.executable, "-m", "pyunion", "mount", "--foreground"]
+    def _launch(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
+        with self.log_path.open("wb") as log:
+            if not self.through and self.package_at == REPOSITORY:
+                self._daemon = warm.Process(words, REPOSITORY, environment, log, log)
+                return
+            self._daemon = subprocess.Popen(
+                [*self.through, sys.executable, "-m", "pyunion", *words],
+                cwd=self.package_at,
+                env={**environment, **warm.PYTHON_IS_TOLD},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def _words(self, layers: Layers, options: Sequence[str]) -> list[str]:
+        command = ["mount", "--foreground"]
         escaped = [re.sub(r"([\\:])", r"\\\1", str(lower)) for lower in (*layers.lowers, *layers.data)]
         last = len(layers.lowers) - 1
         for lower in escaped[:last]:

@@ -7,10 +7,10 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from tests.cli.command import pyunion
 from tests.harness.files import run
 from tests.harness.snapshot import Snapshot, snapshot
 from tests.harness.union import Union
+from tests.harness.warm import pyunion
 
 EPOCH = "1700000000"
 

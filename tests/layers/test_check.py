@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import pyunion as command
 from tests.harness.arrivals import arrival
 from tests.harness.files import append, is_whiteout, make_whiteout, mark, outcome, run, tree, write
 from tests.harness.snapshot import assert_same, snapshot
 from tests.harness.union import Union
+from tests.harness.warm import pyunion as command
 from tests.layers.changes import change, fill
 
 _SOUND, _FOUND, _REPAIRED, _BUSY = 0, 8, 9, 4

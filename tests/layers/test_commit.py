@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import clean_environment
-from tests.cli.command import pyunion as command
 from tests.harness.arrivals import arrival, arrivals
 from tests.harness.files import append, make_opaque, make_whiteout, mark, run, write
 from tests.harness.mounts import REPOSITORY, KernelMount, Layers
 from tests.harness.snapshot import assert_same, snapshot
 from tests.harness.union import Union
+from tests.harness.warm import pyunion as command
 from tests.layers.changes import change, fill
 from tests.layers.docker import LIMITS, Docker
 from tests.layers.images import EPOCH, commit, commit_all, manifest, names, shown, top_layer, umoci_unpack

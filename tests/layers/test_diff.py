@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import clean_environment, pyunion
+from tests.cli.command import clean_environment
 from tests.harness.files import append, touch_open, write
 from tests.harness.mounts import REPOSITORY
 from tests.harness.snapshot import Entry, Snapshot, snapshot
 from tests.harness.union import Union
+from tests.harness.warm import pyunion
 from tests.layers.changes import change, fill
 from tests.layers.docker import Docker
 

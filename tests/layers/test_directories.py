@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import pyunion as command
 from tests.harness.files import as_user, run, write
 from tests.harness.program import copy_program
 from tests.harness.snapshot import Snapshot, assert_same, snapshot
+from tests.harness.warm import pyunion as command
 from tests.layers import handmade
 
 _MODES = {"closed": 0o555, "closed/sub": 0o500, "closed/sub/deep": 0o750, "setgid": 0o2755, "open": 0o777}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import pyunion as command
 from tests.harness.files import as_user
 from tests.harness.program import copy_program
+from tests.harness.warm import pyunion as command
 from tests.layers import handmade
 from tests.layers.handmade import add
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cli.command import pyunion as command
 from tests.harness import leaks
 from tests.harness.files import run
+from tests.harness.warm import pyunion as command
 from tests.layers import handmade
 from tests.reliability.hostile import has_control_characters
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import clean_environment
-from tests.cli.command import pyunion as command
 from tests.harness import leaks
 from tests.harness.arrivals import arrival
 from tests.harness.files import append, as_user, is_whiteout, mark, run, write
 from tests.harness.mounts import REPOSITORY, KernelMount, Layers, PyunionMount
 from tests.harness.program import copy_program
 from tests.harness.snapshot import Snapshot, assert_same, snapshot
+from tests.harness.warm import pyunion as command
 from tests.layers import handmade
 from tests.layers.docker import LIMITS, Docker
 from tests.layers.images import EPOCH, commit, umoci_unpack

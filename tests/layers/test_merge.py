@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import pyunion as command
 from tests.harness.files import make_opaque, make_whiteout, write
 from tests.harness.mounts import KernelMount, Layers, PyunionMount
 from tests.harness.snapshot import Snapshot, assert_same, snapshot
 from tests.harness.union import Union
+from tests.harness.warm import pyunion as command
 from tests.layers.changes import change, fill
 
 

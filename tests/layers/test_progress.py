@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from tests.cli.command import clean_environment
-from tests.cli.command import pyunion as command
 from tests.harness.files import write
 from tests.harness.mounts import PATIENCE, REPOSITORY
 from tests.harness.union import Union
+from tests.harness.warm import pyunion as command
 
 _COUNT = re.compile(r"(\d+) objects")
 _FILES = 40

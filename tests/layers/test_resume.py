@@ -19,12 +19,12 @@ import pytest
 from pyunion.commands import flatten, squash  # by this process, so that no fork has to
 from pyunion.layers import resuming
 from tests.cli.command import clean_environment
-from tests.cli.command import pyunion as command
 from tests.harness.files import run, write
 from tests.harness.filesystems import loop_mounted, mounted_at
 from tests.harness.mounts import REPOSITORY
 from tests.harness.snapshot import Snapshot, assert_same, snapshot
 from tests.harness.union import Union
+from tests.harness.warm import pyunion as command
 from tests.layers.changes import change, fill
 from trials.supervised import Action, Command
 from trials.union import sample

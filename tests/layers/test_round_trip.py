@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import pyunion as command
 from tests.harness import leaks
 from tests.harness.files import run, write
 from tests.harness.mounts import Layers, PyunionMount
 from tests.harness.snapshot import Snapshot, assert_same, snapshot
+from tests.harness.warm import pyunion as command
 from tests.layers.docker import LIMITS, Docker, write_base
 from tests.layers.images import commit, umoci_unpack
 from tests.podman.store import PROGRAMS, Store

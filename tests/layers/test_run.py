@@ -19,12 +19,12 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import clean_environment
-from tests.cli.command import pyunion as command
 from tests.harness import leaks
 from tests.harness.files import as_user, run, write
 from tests.harness.mounts import PATIENCE, REPOSITORY
 from tests.harness.program import copy_program
 from tests.harness.snapshot import assert_same, snapshot
+from tests.harness.warm import pyunion as command
 from tests.layers.docker import write_base
 from tests.layers.images import commit
 

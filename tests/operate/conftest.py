@@ -14,10 +14,10 @@ import pytest
 
 from pyunion import mountinfo
 from pyunion.control.client import Connection
-from tests.cli.command import pyunion as run_pyunion
 from tests.harness.files import make_opaque, make_whiteout, write
 from tests.harness.mounts import PATIENCE
 from tests.harness.union import Union
+from tests.harness.warm import pyunion as run_pyunion
 
 SLOW = Path(__file__).with_name("slow_file_system.py")
 

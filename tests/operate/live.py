@@ -6,9 +6,9 @@ import os
 import random
 from pathlib import Path
 
-from tests.cli.command import pyunion as run_pyunion
 from tests.harness.files import make_opaque, make_whiteout, outcome, write
 from tests.harness.union import Union
+from tests.harness.warm import pyunion as run_pyunion
 
 NAMES = ("a", "b", "c")
 

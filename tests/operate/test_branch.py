@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from pyunion.errors import ExitCode
-from tests.cli.command import pyunion as run_pyunion
 from tests.harness.files import append, make_opaque, outcome, run, write
 from tests.harness.mounts import KernelMount, Layers
 from tests.harness.union import Union
+from tests.harness.warm import pyunion as run_pyunion
 from tests.operate.conftest import connection_to, told
 from tests.operate.live import NAMES, change, grow, held, numbers, refused, walk
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from pyunion.errors import ExitCode
-from tests.cli.command import pyunion as run_pyunion
 from tests.harness.files import append, outcome, write
 from tests.harness.mounts import PATIENCE, KernelMount, Layers
 from tests.harness.snapshot import assert_same, snapshot
 from tests.harness.union import Union
+from tests.harness.warm import pyunion as run_pyunion
 from tests.operate.conftest import Slow, told
 from tests.operate.live import change, held, numbers, refused, walk
 

@@ -19,11 +19,11 @@ from pyunion import board
 from pyunion.control import address
 from pyunion.control.server import LONGEST_LINE, MOST_CONNECTIONS
 from pyunion.errors import ExitCode
-from tests.cli.command import pyunion as run_pyunion
 from tests.harness.files import write
 from tests.harness.mounts import PATIENCE
 from tests.harness.program import copy_program
 from tests.harness.union import Union
+from tests.harness.warm import pyunion as run_pyunion
 from tests.operate.conftest import told
 
 _NOBODY = 1000

@@ -15,8 +15,8 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from pyunion.errors import ExitCode
-from tests.cli.command import pyunion as run_pyunion
 from tests.harness.files import append, tree, write
+from tests.harness.warm import pyunion as run_pyunion
 from tests.operate.conftest import told
 
 

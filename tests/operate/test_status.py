@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from pyunion.errors import ExitCode
-from tests.cli.command import pyunion as run_pyunion
+from tests.cli.command import pyunion as run_in_sandbox
 from tests.harness.files import append, outcome, run, tree, write
 from tests.harness.mounts import Layers, PyunionMount
 from tests.harness.union import Union
+from tests.harness.warm import pyunion as run_pyunion
 from tests.operate.conftest import Slow, connection_to, told
 
 
@@ -265,7 +266,7 @@ def test_the_table(pyunion: Union) -> None:
 
 def test_from_another_network_namespace(pyunion: Union) -> None:
     pyunion.mount()
-    done = run_pyunion("log-level", pyunion.at, before="exec unshare --net \"$@\"")
+    done = run_in_sandbox("log-level", pyunion.at, before="exec unshare --net \"$@\"")
     assert (done.returncode, done.stdout) == (0, "info\n")
 
 
@@ -277,7 +278,7 @@ def test_where_no_directory_can_be_written(scratch: Path) -> None:
     read_only = "for d in /run /dev/shm /tmp /var/tmp; do mount --bind $d $d; mount -o remount,bind,ro $d; done\n"
     mount = f"trap 'umount {scratch}/mnt' EXIT; \"$1\" -m pyunion mount --lower {scratch}/lower {scratch}/mnt\n"
     script = f"{read_only}{mount}grep -q @pyunion- /proc/net/unix; \"$@\"; exit"
-    done = run_pyunion("log-level", scratch / "mnt", before=script)
+    done = run_in_sandbox("log-level", scratch / "mnt", before=script)
     assert (done.returncode, done.stdout, done.stderr) == (0, "info\n", "")
 
 

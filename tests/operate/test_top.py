@@ -16,9 +16,9 @@ import pytest
 from pyunion.errors import ExitCode
 from pyunion.fuse.layout import Op
 from pyunion.fuse.recording import MOST_NAMED, Latencies, Recorder
-from tests.cli.command import pyunion as run_pyunion
 from tests.harness.files import write
 from tests.harness.union import Union
+from tests.harness.warm import pyunion as run_pyunion
 from tests.operate.conftest import connection_to, told
 
 _LOAD = (

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from pyunion.errors import ExitCode
-from tests.cli.command import pyunion as run_pyunion
 from tests.harness.files import append, make_opaque, make_whiteout, run, write
 from tests.harness.union import Union
+from tests.harness.warm import pyunion as run_pyunion
 from tests.operate.conftest import told
 
 
