@@ -18,7 +18,7 @@ from contextlib import suppress
 log = logging.getLogger(__name__)
 
 SPAN_S = 0.004  # so long is counted
-DENSE_HZ = 2000  # requests that are worth it
+DENSE_HZ = 1000  # requests that are worth it
 QUIET_S = 0.01  # without any, it is over
 
 _GOVERNOR = "/sys/devices/system/cpu/cpuidle/current_governor"

@@ -28,10 +28,10 @@ class Device:
         self.awake = Awake(self.writer)
 
     def requests(self, a_second: int, seconds: float) -> None:
-        """In turns of a millisecond, as the leader counts them."""
-        for _ in range(round(seconds * 1000)):
-            self.now += 0.001
-            self.awake.note(a_second // 1000)
+        """In turns of two milliseconds, as the leader counts them."""
+        for _ in range(round(seconds * 500)):
+            self.now += 0.002
+            self.awake.note(a_second // 500)
 
     def asked(self) -> list[int]:
         """What was asked for since the last time."""
@@ -59,10 +59,10 @@ def test_many_requests_are_worth_it_once(device: Device) -> None:
 
 
 def test_few_requests_are_not_and_end_it(device: Device) -> None:
-    device.requests(1_000, 1)
+    device.requests(500, 1)
     assert device.asked() == []
     device.requests(10_000, 1)
-    device.requests(1_000, 1)
+    device.requests(500, 1)
     assert device.asked() == [NONE, ANY]
 
 
