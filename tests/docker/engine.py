@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shutil
 import signal
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from tests.harness.archives import write_base
 from tests.harness.mounts import PATIENCE, mounted
+from tests.harness.ready import readable
 
 # The client of the distribution goes with its daemon; another one may no longer speak to it.
 _PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
@@ -58,7 +58,7 @@ class Engine:
             )
             death = os.pidfd_open(daemon.pid)
             try:
-                ready, _, _ = select.select([manager.fileno(), death], [], [], PATIENCE)
+                ready = readable(manager.fileno(), death, seconds=PATIENCE)
             finally:
                 os.close(death)
             if manager.fileno() not in ready or b"READY=1" not in manager.recv(4096):

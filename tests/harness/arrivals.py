@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import select
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.harness.mounts import PATIENCE
+from tests.harness.ready import readable
 
 _COMES = 0x100 | 0x80  # IN_CREATE, IN_MOVED_TO
 _GOES = 0x400 | 0x800  # IN_DELETE_SELF, IN_MOVE_SELF
@@ -28,7 +28,7 @@ def arrivals(directory: Path) -> Iterator[str]:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(directory))
         yield from os.listdir(directory)
         while True:
-            assert select.select([fd], [], [], PATIENCE)[0], f"nothing comes into {directory}"
+            assert readable(fd, seconds=PATIENCE), f"nothing comes into {directory}"
             for mask, name in _events(os.read(fd, 1 << 16)):
                 if mask & _GOES:
                     return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import select
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from tests.harness.files import outcome
 from tests.harness.mounts import PATIENCE, REPOSITORY
+from tests.harness.ready import readable
 
 
 class HeldBranch:
@@ -39,7 +39,7 @@ class HeldBranch:
         """The next line that begins so."""
         while True:
             while b"\n" not in self._said:
-                assert select.select([self._output], [], [], PATIENCE)[0], f"{start!r} does not come"
+                assert readable(self._output, seconds=PATIENCE), f"{start!r} does not come"
                 self._receive()
             line, _, self._said = self._said.partition(b"\n")
             if line.startswith(start.encode()):
@@ -64,7 +64,7 @@ class HeldBranch:
     def await_request(self, client: Client | None = None) -> bool:
         """Until a request has to wait; False if the client has ended before that."""
         while not self._held and b"held" not in self._said:
-            ready = select.select([self._output, *([client.death] if client else [])], [], [], PATIENCE)[0]
+            ready = readable(self._output, *([client.death] if client else []), seconds=PATIENCE)
             assert ready, "neither does a request wait nor does the client end"
             if self._output not in ready:
                 return False
@@ -115,19 +115,20 @@ class Client:
     def await_result(self) -> Any:
         """Raises AssertionError where it does not end."""
         self.await_end()
-        with os.fdopen(self._reader, "rb") as pipe:
-            return pickle.load(pipe)
+        return pickle.loads(self._said)
 
     def is_waiting(self) -> bool:
-        return not select.select([self.death], [], [], 0)[0]
+        return not readable(self.death, seconds=0)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
 
     def await_end(self, patience: float = PATIENCE) -> None:
-        assert select.select([self.death], [], [], patience)[0], "the client has no answer"
+        assert readable(self.death, seconds=patience), "the client has no answer"
         os.close(self.death)
         os.waitpid(self.pid, 0)
+        with os.fdopen(self._reader, "rb") as pipe:
+            self._said = pipe.read()
 
 
 def _result(call: Callable[[], Any]) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from tests.harness import warm
 from tests.harness.mounts import PATIENCE, mounted
+from tests.harness.ready import readable
 
 _PREFIX = f"pyunion-test-{os.getpid()}-"
 
@@ -56,7 +56,7 @@ def await_end(pid: int) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([fd], [], [], PATIENCE)[0])
+        return bool(readable(fd, seconds=PATIENCE))
     finally:
         os.close(fd)
 

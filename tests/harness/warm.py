@@ -17,7 +17,6 @@ import json
 import os
 import pkgutil
 import resource
-import select
 import signal
 import socket
 import subprocess
@@ -26,6 +25,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from tests.harness.ready import readable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0  # seconds until a process that neither answers nor dies is a failure
@@ -48,7 +49,7 @@ class Process:
     def wait(self, timeout: float) -> int:
         death = os.pidfd_open(self.pid)
         try:
-            if not select.select([death], [], [], timeout)[0]:
+            if not readable(death, seconds=timeout):
                 raise subprocess.TimeoutExpired("pyunion", timeout)
         finally:
             os.close(death)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import select
 import subprocess
 import tarfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from tests.harness.files import run
 from tests.harness.mounts import PATIENCE, mounted
+from tests.harness.ready import readable
 
 LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000", "--network", "none")
 _FILES = {
@@ -78,7 +78,7 @@ class Docker:
             while subprocess.run(
                 ["docker", "-H", f"unix://{self._socket}", "version"], capture_output=True, stdin=subprocess.DEVNULL
             ).returncode:
-                ended = select.select([death], [], [], 0.1)[0]
+                ended = readable(death, seconds=0.1)
                 if ended or time.monotonic() > end:
                     raise AssertionError(f"dockerd does not answer:\n{(self.home / 'log').read_text()}")
         finally:

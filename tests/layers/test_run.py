@@ -23,6 +23,7 @@ from tests.harness import leaks
 from tests.harness.files import as_user, run, write
 from tests.harness.mounts import PATIENCE, REPOSITORY
 from tests.harness.program import copy_program
+from tests.harness.ready import readable
 from tests.harness.snapshot import assert_same, snapshot
 from tests.harness.warm import pyunion as command
 from tests.layers.docker import write_base
@@ -285,7 +286,7 @@ def started(
             yield running, processes
             running.terminate()
             for end in ends:
-                assert select.select([end], [], [], PATIENCE)[0], "a process is left"
+                assert readable(end, seconds=PATIENCE), "a process is left"
         finally:
             running.kill()
             for end in ends:
@@ -309,6 +310,7 @@ def test_signals_are_passed_on(store: Path, name: str) -> None:
 
 _TOLD_TO_END = """
 import os, signal, sys
+from tests.harness.ready import readable
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 os.kill(os.getpid(), signal.SIGTERM)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])

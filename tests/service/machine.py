@@ -148,6 +148,8 @@ class Machine:
     # -- the journal ------------------------------------------------------------------------------------------
 
     def journal(self, *matches: str) -> list[Entry]:
+        """What was logged before now."""
+        self.succeed("journalctl", "--sync")
         return _entries(self.succeed("journalctl", "--output=json", "--all", *matches))
 
     def journal_of_the_dead(self, cursor: str) -> list[Entry]:
