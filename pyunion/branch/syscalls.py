@@ -11,7 +11,9 @@ import fcntl
 import os
 import signal
 import struct
-from errno import EINVAL, ENOSYS, EPERM, ESPIPE
+from collections.abc import Callable
+from errno import EINTR, EINVAL, ENOSYS, EPERM, ESPIPE
+from typing import Any
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -61,21 +63,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _c_ulong = ctypes.c_ulong
 
 
-def _check(result: int, path: bytes | None = None) -> int:
-    if result < 0:
+def _call(function: Callable[..., int], *arguments: Any, path: bytes | None = None) -> int:
+    """A call that a signal has interrupted is made again, as those of `os` are (PEP 475)."""
+    while (result := function(*arguments)) < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
+        if number != EINTR:
+            raise OSError(number, os.strerror(number), path)
     return result
 
 
 def renameat2(olddirfd: int, old: bytes, newdirfd: int, new: bytes, flags: int) -> None:
     """renameat2(2); EINVAL where the file system does not know a flag."""
-    _check(_libc.renameat2(olddirfd, old, newdirfd, new, flags), old)
+    _call(_libc.renameat2, olddirfd, old, newdirfd, new, flags, path=old)
 
 
 def umount2(path: bytes, flags: int) -> None:
     """umount2(2)."""
-    _check(_libc.umount2(path, flags), path)
+    _call(_libc.umount2, path, flags, path=path)
 
 
 def reflink(src_fd: int, dst_fd: int) -> None:
@@ -87,13 +91,14 @@ def chmod_nofollow(dirfd: int, name: bytes, mode: int) -> None:
     """chmod of an entry that is never followed if it is a symlink; fchmodat2(2), Linux 6.6, or by descriptor."""
     global _have_fchmodat2
     if _have_fchmodat2:
-        if _libc.syscall(_FCHMODAT2, dirfd, name, mode, AT_SYMLINK_NOFOLLOW) == 0:
+        try:
+            _call(_libc.syscall, _FCHMODAT2, dirfd, name, mode, AT_SYMLINK_NOFOLLOW, path=name)
             return
-        number = ctypes.get_errno()
-        if number not in (ENOSYS, EPERM):  # EPERM is what some seccomp filters give for an unknown call
-            raise OSError(number, os.strerror(number), name)
-        if number == ENOSYS:
-            _have_fchmodat2 = False
+        except OSError as error:
+            if error.errno not in (ENOSYS, EPERM):  # EPERM is what some seccomp filters give for an unknown call
+                raise
+            if error.errno == ENOSYS:
+                _have_fchmodat2 = False
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
     try:
         os.chmod(b"/proc/self/fd/%d" % fd, mode)
@@ -110,10 +115,10 @@ def open_readonly_clone(path: bytes) -> int:
     Through it nothing can be changed, not even by /proc/self/fd; st_dev and st_ino are the branch's own.
     Mounts below `path` are not part of it. Needs CAP_SYS_ADMIN; ENOSYS before Linux 5.12 (mount_setattr(2)).
     """
-    fd = _check(_libc.syscall(_OPEN_TREE, AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC), path)
+    fd = _call(_libc.syscall, _OPEN_TREE, AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC, path=path)
     attr = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOATIME, _MOUNT_ATTR__ATIME, 0, 0)
     try:
-        _check(_libc.syscall(_MOUNT_SETATTR, fd, b"", AT_EMPTY_PATH, ctypes.byref(attr), _c_ulong(32)), path)
+        _call(_libc.syscall, _MOUNT_SETATTR, fd, b"", AT_EMPTY_PATH, ctypes.byref(attr), _c_ulong(32), path=path)
     except OSError:
         os.close(fd)
         raise
@@ -129,7 +134,7 @@ def name_to_handle(dirfd: int, name: bytes) -> tuple[int, bytes]:
     _HANDLE.pack_into(buffer, 0, _MAX_HANDLE, 0)
     mount_id = ctypes.c_int()
     flags = 0 if name else AT_EMPTY_PATH
-    _check(_libc.name_to_handle_at(dirfd, name, buffer, ctypes.byref(mount_id), flags), name)
+    _call(_libc.name_to_handle_at, dirfd, name, buffer, ctypes.byref(mount_id), flags, path=name)
     length, kind = _HANDLE.unpack_from(buffer)
     return kind, buffer.raw[8 : 8 + length]
 
@@ -140,19 +145,19 @@ def open_by_handle(mount_fd: int, kind: int, handle: bytes) -> int:
     ESTALE where the object is gone. Needs CAP_DAC_READ_SEARCH.
     """
     buffer = _HANDLE.pack(len(handle), kind) + handle
-    return _check(_libc.open_by_handle_at(mount_fd, buffer, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+    return _call(_libc.open_by_handle_at, mount_fd, buffer, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def filesystem_type(fd: int) -> int:
     """f_type of statfs(2): the magic number of the file system."""
     answer = (ctypes.c_long * 32)()  # struct statfs and some more
-    _check(_libc.fstatfs(fd, answer))
+    _call(_libc.fstatfs, fd, answer)
     return int(answer[0])
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2) with all its modes."""
-    _check(_libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))
+    _call(_libc.fallocate, fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length))
 
 
 def check_written_back(fd: int) -> None:
@@ -160,7 +165,7 @@ def check_written_back(fd: int) -> None:
     was last asked. Writes nothing and waits for nothing: sync_file_range(2) on a part that no file has."""
     offset, length = ctypes.c_int64(_BEYOND_ALL_FILES), ctypes.c_int64(1)
     try:
-        _check(_libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WAIT_BEFORE))
+        _call(_libc.sync_file_range, fd, offset, length, _SYNC_FILE_RANGE_WAIT_BEFORE)
     except OSError as error:
         if error.errno not in (ENOSYS, EINVAL, ESPIPE):  # it cannot be told
             raise
@@ -171,13 +176,13 @@ def write_and_wait(fd: int) -> None:
 
     Other than fsync(2) it writes no metadata and flushes no disk. Raises the OSError of a failed write.
     """
-    _check(_libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE_AND_WAIT))
+    _call(_libc.sync_file_range, fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE_AND_WAIT)
 
 
 def statx(path: bytes, mask: int, follow: bool) -> bytearray:
     """statx(2): the 256 bytes of struct statx."""
     answer = ctypes.create_string_buffer(256)
-    _check(_libc.statx(AT_FDCWD, path, 0 if follow else AT_SYMLINK_NOFOLLOW, mask, answer), path)
+    _call(_libc.statx, AT_FDCWD, path, 0 if follow else AT_SYMLINK_NOFOLLOW, mask, answer, path=path)
     return bytearray(answer.raw)
 
 
@@ -189,33 +194,33 @@ def enter_private_mount_namespace() -> None:
 
 def unshare(flags: int) -> None:
     """unshare(2): new namespaces for this process, or with CLONE_NEWPID for its children. Needs CAP_SYS_ADMIN."""
-    _check(_libc.unshare(flags))
+    _call(_libc.unshare, flags)
 
 
 def set_propagation(path: bytes, how: int) -> None:
     """Of a mount and all below it: MS_PRIVATE or MS_SLAVE (mount_namespaces(7))."""
-    _check(_libc.mount(b"none", path, None, _c_ulong(_MS_REC | how), None), path)
+    _call(_libc.mount, b"none", path, None, _c_ulong(_MS_REC | how), None, path=path)
 
 
 def mount(source: bytes, path: bytes, kind: bytes, flags: int, options: bytes = b"") -> None:
     """mount(2) of a file system."""
-    _check(_libc.mount(source, path, kind, _c_ulong(flags), options), path)
+    _call(_libc.mount, source, path, kind, _c_ulong(flags), options, path=path)
 
 
 def pivot_root(new: bytes, old: bytes) -> None:
     """pivot_root(2)."""
-    _check(_libc.pivot_root(new, old), new)
+    _call(_libc.pivot_root, new, old, path=new)
 
 
 def die_with_parent() -> None:
     """SIGKILL when the thread that has forked us ends (PR_SET_PDEATHSIG, prctl(2))."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, _c_ulong(signal.SIGKILL), 0, 0, 0))
+    _call(_libc.prctl, _PR_SET_PDEATHSIG, _c_ulong(signal.SIGKILL), 0, 0, 0)
 
 
 def bind_readonly(path: bytes) -> None:
     """Bind a directory, without the mounts below it, read-only onto itself (mount(2))."""
-    _check(_libc.mount(path, path, None, _c_ulong(_MS_BIND), None), path)
-    _check(_libc.mount(b"none", path, None, _c_ulong(_MS_BIND | _MS_REMOUNT | MS_RDONLY | _MS_NOATIME), None), path)
+    _call(_libc.mount, path, path, None, _c_ulong(_MS_BIND), None, path=path)
+    _call(_libc.mount, b"none", path, None, _c_ulong(_MS_BIND | _MS_REMOUNT | MS_RDONLY | _MS_NOATIME), None, path=path)
 
 
 def keep_capabilities_over_setfsuid() -> bool:
@@ -235,4 +240,4 @@ def set_filesystem_ids(uid: int, gid: int) -> None:
 
 def syncfs(fd: int) -> None:
     """Write everything of the file system of an open file to its disk (syncfs(2))."""
-    _check(_libc.syncfs(fd))
+    _call(_libc.syncfs, fd)

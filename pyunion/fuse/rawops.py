@@ -30,13 +30,8 @@ from pyunion.fuse.backing import Backing
 from pyunion.fuse.guard import errno_of, in_flight
 from pyunion.fuse.layout import Op
 from pyunion.fuse.operations import drop_attributes, drop_name, keep_no_miss, send_and_drop_pages, tell_modes
-from pyunion.fuse.repeated import Repeated
+from pyunion.fuse.repeated import ONLY_LOOK, Repeated
 
-# Requests that change nothing which a listing shows, nor bring about that something is forgotten.
-_ONLY_LOOK = frozenset({
-    Op.LOOKUP, Op.GETATTR, Op.READLINK, Op.READ, Op.STATFS, Op.RELEASE, Op.GETXATTR, Op.LISTXATTR, Op.OPENDIR,
-    Op.READDIRPLUS, Op.RELEASEDIR, Op.STATX,
-})  # fmt: skip
 _LOOK_S = 0.5  # between two looks whether a caller that got a signal is dying
 _RETRY_COPY = 1 << 30  # copy_file_range(2) may copy less; the caller asks again for the rest
 
@@ -115,7 +110,7 @@ class RawRequests:
     def hook(self, opcode: int, unique: int, node: int, uid: int, gid: int, pid: int, body: bytes) -> Reply:
         """Called by the extension for each request with one of our opcodes. True: a task will reply."""
         tally.requests[opcode] += 1
-        if opcode not in _ONLY_LOOK:
+        if opcode not in ONLY_LOOK:
             self._table.epoch += 1
         question = begun = None
         try:
@@ -246,13 +241,15 @@ class RawRequests:
         return layout.NO_ENTRY
 
     def _forget(self, node: int, body: bytes) -> None:
-        self._fs.table.forget([(node, *layout.FORGET.unpack(body))])
+        self._repeated.drop()
+        self._table.forget([(node, *layout.FORGET.unpack(body))])
 
     def _batch_forget(self, node: int, body: bytes) -> None:
         count, _ = layout.BATCH_FORGET.unpack_from(body)
         size = layout.FORGET_ONE.size
         start = layout.BATCH_FORGET.size
-        self._fs.table.forget(list(layout.FORGET_ONE.iter_unpack(body[start : start + count * size])))
+        self._repeated.drop()
+        self._table.forget(list(layout.FORGET_ONE.iter_unpack(body[start : start + count * size])))
 
     def _getattr(self, number: int, body: bytes) -> bytes:
         node = self._nodes[number]

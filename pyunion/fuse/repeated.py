@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyunion.fs.nodes import Node, Table
+from pyunion.fuse.layout import Op
 
+# Requests that change nothing which a listing shows, nor bring about that something is forgotten.
+ONLY_LOOK = frozenset({
+    Op.LOOKUP, Op.GETATTR, Op.READLINK, Op.READ, Op.STATFS, Op.RELEASE, Op.GETXATTR, Op.LISTXATTR, Op.OPENDIR,
+    Op.READDIRPLUS, Op.RELEASEDIR, Op.STATX,
+})  # fmt: skip
 _MOST = 64  # replies, of up to 32 KiB as the C library asks for them
 
 Key = tuple[int, int, int]  # number of the directory, position, room
@@ -27,7 +33,7 @@ class Repeated:
     def get(self, key: Key) -> bytes | None:
         """The reply that was given last, if it would be the same now."""
         if self._epoch != self._table.epoch:
-            self._kept.clear()
+            self.drop()
             self._epoch = self._table.epoch
         reply, nodes = self._kept.get(key, (None, ()))
         for node in nodes:
@@ -37,5 +43,9 @@ class Repeated:
     def keep(self, key: Key, reply: bytes, nodes: Sequence[Node]) -> None:
         """A reply that was just made, after get() had none, and the nodes that it refers to."""
         if len(self._kept) >= _MOST:
-            self._kept.clear()
+            self.drop()
         self._kept[key] = reply, nodes
+
+    def drop(self) -> None:
+        """Keep nothing: what the kernel has forgotten is not to stay in memory for this."""
+        self._kept.clear()
