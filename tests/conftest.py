@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from pyunion.branch import syscalls
 from pyunion.fuse import wire as wire  # before pyfuse3, as in the program: some tests fork a daemon of this process
 from tests.harness import leaks
 from tests.harness.mounts import REPOSITORY
@@ -92,6 +93,10 @@ _left = pytest.StashKey[list[str]]()  # what the session and its workers have le
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_left] = []
+    if hasattr(config, "workerinput") and os.geteuid() == 0:
+        # Of pytest-xdist. A program in a mount namespace of its own has a copy of all mounts there are, which go on until
+        # it ends: those of the other worker are none of its business.
+        syscalls.enter_private_mount_namespace()
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from pathlib import Path
 
 from tests.harness.files import make_opaque, make_whiteout, outcome, write
+from tests.harness.mounts import PATIENCE
 from tests.harness.union import Union
 from tests.harness.warm import pyunion as run_pyunion
 
@@ -75,3 +77,11 @@ def held(union: Union, branch: Path) -> int:
     device = branch.stat().st_dev
     folder = Path(f"/proc/{union.daemon.pid}/fd")
     return [fd.stat().st_dev for fd in folder.iterdir() if fd.exists()].count(device)
+
+
+def await_free(union: Union, branch: Path) -> None:
+    """Until the daemon has none: the kernel tells it of a closed file a moment later, and nobody else."""
+    deadline = time.monotonic() + PATIENCE
+    while held(union, branch):
+        assert time.monotonic() < deadline, f"{branch} is still in use"
+        time.sleep(0.01)

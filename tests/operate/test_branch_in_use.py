@@ -19,7 +19,7 @@ from tests.harness.snapshot import assert_same, snapshot
 from tests.harness.union import Union
 from tests.harness.warm import pyunion as run_pyunion
 from tests.operate.conftest import Slow, told
-from tests.operate.live import change, held, numbers, refused, walk
+from tests.operate.live import await_free, change, held, numbers, refused, walk
 
 # -- who is there -------------------------------------------------------------------------------------------------
 
@@ -52,7 +52,7 @@ def test_open_files_and_mappings_of_a_removed_branch_go_on(tmpfs: Path, pyunion:
         assert held(pyunion, tmpfs) > 0
         mapped.close()
     assert (pyunion.at / "changed").read_text() == "yy" + text[2:]
-    assert held(pyunion, tmpfs) == 0  # with the last of them the branch is free
+    await_free(pyunion, tmpfs)  # with the last of them
 
 
 def test_whoever_is_in_a_removed_directory_can_leave_it(tmpfs: Path, pyunion: Union) -> None:
@@ -72,8 +72,8 @@ def test_whoever_is_in_a_removed_directory_can_leave_it(tmpfs: Path, pyunion: Un
     assert "new': No such file or directory" in said
     assert said.endswith("out\n")
     assert os.listdir(pyunion.at) == []
+    await_free(pyunion, tmpfs)
     assert told("status", pyunion.at)["removed"] == []
-    assert held(pyunion, tmpfs) == 0
 
 
 def test_whoever_is_in_a_merged_directory_stays_in_it(three: Union) -> None:
