@@ -94,8 +94,8 @@ _left = pytest.StashKey[list[str]]()  # what the session and its workers have le
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_left] = []
     if hasattr(config, "workerinput") and os.geteuid() == 0:
-        # Of pytest-xdist. A program in a mount namespace of its own has a copy of all mounts there are, which go on until
-        # it ends: those of the other worker are none of its business.
+        # Of pytest-xdist. A program in a mount namespace of its own has a copy of all mounts there are, which go on
+        # until it ends: those of the other worker are none of its business.
         syscalls.enter_private_mount_namespace()
 
 

@@ -168,7 +168,8 @@ def test_the_mount_of_a_branch_comes_before_and_goes_after(machine: Machine, on_
     assert {on_disk.unit, "srv-disk.mount", "pyunion@merged.service"} <= set(stopped)
     assert stopped.index(on_disk.unit) < stopped.index("srv-disk.mount")
     said = [str(entry["MESSAGE"]) for entry in entries]
-    assert f"SIGTERM: unmounting {on_disk.point}" in said
+    # By SIGTERM, or by systemd's own umount(8) of everything at that moment, which may be first.
+    assert f"{on_disk.unit}: Deactivated successfully." in said
     ours = [line for line in said if re.search(r"/srv/disk|srv-disk\.mount|/mnt/|mnt-\S*\.mount|pyunion@", line)]
     assert not [line for line in ours if "Failed" in line or "busy" in line], ours
 
