@@ -53,12 +53,14 @@ class Snapshot:
         self._seen: dict[bytes, _Seen] = {}
         self._links: dict[int, tuple[Dir, bytes]] = {}
         self._changed = 0
+        self._began_ns = 0  # the last look
 
     def take(self) -> None:
         """Raises PyunionError where the union is written without a pause, and OSError."""
         for _ in range(_MOST_LOOKS):
             self._changed = 0
             self._links = {}
+            self._began_ns = time.time_ns()
             self._look()
             if not self._changed:
                 self._finish()
@@ -112,7 +114,7 @@ class Snapshot:
                 self._links[st.st_ino] = (target, name)
             return False
         self._changed += 1
-        settled = _settled(st)
+        settled = self._settled(st)
         self._remove(target, name)
         other = self._links.get(st.st_ino)
         if st.st_nlink > 1 and other is not None:
@@ -142,7 +144,7 @@ class Snapshot:
         if known is not None and known.settled and known.st == _telling(st):
             return
         self._changed += 1
-        self._seen[path] = _Seen(_telling(st), _settled(st), copy, (st.st_atime_ns, st.st_mtime_ns))
+        self._seen[path] = _Seen(_telling(st), self._settled(st), copy, (st.st_atime_ns, st.st_mtime_ns))
         kept = objects.list_xattr(source.fd(), name)
         for key in objects.list_xattr(copy.fd(), b"."):
             if key not in kept:
@@ -153,6 +155,10 @@ class Snapshot:
             mode = S_IMODE(os.stat(b".", dir_fd=copy.fd()).st_mode)
             syscalls.chmod_nofollow(copy.fd(), b".", mode | 0o700)
             self._seen[path] = self._seen[path]._replace(mode=mode)
+
+    def _settled(self, st: os.stat_result) -> bool:
+        """The same for all names of a file, which would part if only some of them were copied again."""
+        return st.st_ctime_ns < self._began_ns - _TICK_NS
 
     def _drop_marks(self, fd: int, name: bytes) -> None:
         for key in objects.list_xattr(fd, name):
@@ -187,10 +193,6 @@ def _list(directory: Dir) -> list[str]:
 
 def _telling(st: os.stat_result) -> tuple[int, ...]:
     return (st.st_mode, st.st_ino, st.st_size, st.st_ctime_ns, st.st_mtime_ns, st.st_nlink)
-
-
-def _settled(st: os.stat_result) -> bool:
-    return st.st_ctime_ns < time.time_ns() - _TICK_NS
 
 
 def _flush(directory: Dir, name: bytes) -> None:
