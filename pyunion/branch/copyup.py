@@ -98,7 +98,7 @@ def stage_shared(work_fd: int, name: bytes, source: Source, terms: Terms) -> boo
     is made, and False."""
     try:
         with _staging(work_fd, name) as fd:
-            syscalls.reflink(source.data_fd, fd)
+            _share(source.data_fd, fd, source.st.st_size)
             _dress_file(fd, source, terms)
     except OSError:
         return False  # stage_file() says what is really wrong
@@ -235,9 +235,9 @@ def _set_xattr(target: int | bytes, key: bytes, value: bytes, terms: Terms, foll
 def copy_data(src_fd: int, dst_fd: int, size: int, may_share: bool) -> bool:
     """Copy the first `size` bytes into an empty file: shared blocks where the file system can, else the data
     between the holes, so that sparse stays sparse. Whether they are shared."""
-    if may_share and size >= os.fstat(src_fd).st_size:
-        with suppress(OSError):  # other file system, or one without shared blocks; copying says what is really wrong
-            syscalls.reflink(src_fd, dst_fd)
+    if may_share:
+        with suppress(OSError):  # copying says what is really wrong
+            _share(src_fd, dst_fd, size)
             return True
     offset = 0
     while offset < size:
@@ -256,6 +256,14 @@ def copy_data(src_fd: int, dst_fd: int, size: int, may_share: bool) -> bool:
         offset = end
     os.ftruncate(dst_fd, size)
     return False
+
+
+def _share(src_fd: int, dst_fd: int, size: int) -> None:
+    """Let an empty file have the blocks of another one, if that has no more than `size` bytes. Raises OSError: it has
+    more, or is on another file system, or that shares no blocks."""
+    if size < os.fstat(src_fd).st_size:
+        raise OSError(EINVAL, os.strerror(EINVAL))
+    syscalls.reflink(src_fd, dst_fd)
 
 
 def _copy_range(src_fd: int, dst_fd: int, offset: int, end: int) -> None:

@@ -26,7 +26,7 @@ from pyunion.fs.links import Links
 from pyunion.fs.locks import KeyedLock
 from pyunion.fs.nodes import Directory, File, Node, Table
 from pyunion.fs.progress import Progress, filled, reached
-from pyunion.fs.waiting import Left, OnDisk, in_order, in_thread, open_by
+from pyunion.fs.waiting import LITTLE, Left, OnDisk, in_order, in_thread, open_by
 
 log = logging.getLogger(__name__)
 
@@ -200,23 +200,21 @@ class Copier:
     ) -> None:
         """`stack` closes the source; not before the thread has ended, which may be later than this."""
         remote = file.remote or file.dir.branch.remote
-        may_share = size is None and work.terms.shares and remote is None
+        wanted = source.st.st_size if size is None else min(size, source.st.st_size)
+        # What is little is copied at once anyway, and then shared if it can be.
+        may_share = work.terms.shares and remote is None and size is None and wanted > LITTLE
         if may_share and await self._on_disk.call(0, copyup.stage_shared, work.fd, staged, source, work.terms):
             return
-        wanted = source.st.st_size if size is None else min(size, source.st.st_size)
-        arguments = (work.fd, staged, source, wanted, work.terms)
-        if wanted or remote is not None:
-            with self.progress.copying(file.path(), wanted, partial(reached, work.fd, staged)):
-                if remote is None:
-                    await self._on_disk.call(wanted, copyup.stage_file, *arguments)
-                else:
-                    try:
-                        await in_thread(copyup.stage_file, *arguments, of=remote)
-                    except Left as left:
-                        left.afterwards(partial(_drop_copy, stack.pop_all(), work, staged))
-                        raise
-        else:
-            copyup.stage_file(*arguments)
+        stage = partial(copyup.stage_file, work.fd, staged, source, wanted, work.terms)
+        if not wanted and remote is None:
+            stage()
+            return
+        with self.progress.copying(file.path(), wanted, partial(reached, work.fd, staged)):
+            try:
+                await self._on_disk.call(wanted, stage, of=remote)
+            except Left as left:
+                left.afterwards(partial(_drop_copy, stack.pop_all(), work, staged))
+                raise
 
     def _publish(
         self, work: Work, file: File, staged: bytes, st: os.stat_result, origin: bytes | None

@@ -35,7 +35,7 @@ from pyunion.branch.remote import Remote, close
 
 _T = TypeVar("_T")
 _MOMENT_S = 0.002  # no longer than requests wait for each other anyway
-_LITTLE = 128 << 10  # bytes
+LITTLE = 128 << 10  # bytes
 
 
 class _Driver:
@@ -107,15 +107,18 @@ _threads: WeakKeyDictionary[Remote, trio.CapacityLimiter] = WeakKeyDictionary()
 class OnDisk:
     """Calls functions that wait for a disk: little is a moment with a quick disk, and long with a slow or busy one. A
     thread takes a moment, too; so they are called at once as long as they have little to read or to write and the last
-    one that had was done in a moment. Never for what asks a branch that may not answer."""
+    one that had was done in a moment. What asks a branch that may not answer is left to the threads of that."""
 
     def __init__(self) -> None:
         self._quick = True
 
-    async def call(self, size: int, function: Callable[..., _T], *arguments: Any) -> _T:
-        """`size` bytes are to be read or written, or fewer. Raises what the function raises."""
-        if size > _LITTLE:
-            return await in_thread(function, *arguments)
+    async def call(
+        self, size: int, function: Callable[..., _T], *arguments: Any, of: Remote | None = None
+    ) -> _T:
+        """`size` bytes are to be read or written, or fewer; `of` is as of in_thread(). Raises what the function raises,
+        and what in_thread() does."""
+        if size > LITTLE or of is not None:
+            return await in_thread(function, *arguments, of=of)
         start = time.perf_counter()
         try:
             return function(*arguments) if self._quick else await in_thread(function, *arguments)

@@ -45,7 +45,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         original(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(copyup, "stage_file", held)
-    monkeypatch.setattr(waiting, "_LITTLE", -1)  # no file is so small that it is copied without a thread
+    monkeypatch.setattr(waiting, "LITTLE", -1)  # no file is so small that it is copied without a thread
     yield gate
     gate.release()
 

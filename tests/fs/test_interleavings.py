@@ -49,7 +49,7 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[Turns]:
     turns = Turns()
     for module in (copier, files, waiting):
         monkeypatch.setattr(module, "in_thread", turns.in_thread)
-    monkeypatch.setattr(waiting, "_LITTLE", -1)  # nothing is so small that a request does not wait for it
+    monkeypatch.setattr(waiting, "LITTLE", -1)  # nothing is so small that a request does not wait for it
     yield turns
     assert turns.held == []
 
