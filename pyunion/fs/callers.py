@@ -86,24 +86,35 @@ def is_member(caller: Caller, gid: int) -> bool:
     return gid == caller.gid or gid in map(int, (_status_line(caller, b"Groups:") or b"").split())
 
 
-_HARMLESS = (SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH)  # where nothing handles them
+# Signals that end nobody who does not handle them, as in a mask of /proc/PID/status.
+_HARMLESS = sum(
+    1 << number - 1 for number in (SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH)
+)
 
 
 def is_dying(caller: Caller) -> bool:
     """Whether a signal waits for the caller that ends it."""
     keys = (b"SigPnd:", b"ShdPnd:", b"SigBlk:", b"SigIgn:", b"SigCgt:")
-    pending, shared, blocked, ignored, caught = (int(_status_line(caller, key) or b"0", 16) for key in keys)
-    harmless = sum(1 << number - 1 for number in _HARMLESS)
-    return bool((pending | shared) & ~(blocked | ignored | caught | harmless))
+    found = _status(caller, *keys)
+    pending, shared, blocked, ignored, caught = (int(found.get(key, b"0"), 16) for key in keys)
+    return bool((pending | shared) & ~(blocked | ignored | caught | _HARMLESS))
 
 
 def _status_line(caller: Caller, key: bytes) -> bytes | None:
-    """A line of the caller's /proc/PID/status; None where it is gone, or in another pid namespace."""
+    return _status(caller, key).get(key)
+
+
+def _status(caller: Caller, *keys: bytes) -> dict[bytes, bytes]:
+    """Lines of the caller's /proc/PID/status, by how they begin; none where it is gone, or in another pid namespace."""
+    found: dict[bytes, bytes] = {}
     try:
         with open(f"/proc/{caller.pid}/status", "rb") as status:
             for line in status:
-                if line.startswith(key):
-                    return line[len(key) :]
+                key = line[: line.find(b":") + 1]
+                if key in keys:
+                    found[key] = line[len(key) :]
+                    if len(found) == len(keys):
+                        break
     except OSError:
         pass
-    return None
+    return found
