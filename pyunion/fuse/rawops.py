@@ -241,14 +241,12 @@ class RawRequests:
         return layout.NO_ENTRY
 
     def _forget(self, node: int, body: bytes) -> None:
-        self._repeated.drop()
         self._table.forget([(node, *layout.FORGET.unpack(body))])
 
     def _batch_forget(self, node: int, body: bytes) -> None:
         count, _ = layout.BATCH_FORGET.unpack_from(body)
         size = layout.FORGET_ONE.size
         start = layout.BATCH_FORGET.size
-        self._repeated.drop()
         self._table.forget(list(layout.FORGET_ONE.iter_unpack(body[start : start + count * size])))
 
     def _getattr(self, number: int, body: bytes) -> bytes:

@@ -33,7 +33,7 @@ class Repeated:
     def get(self, key: Key) -> bytes | None:
         """The reply that was given last, if it would be the same now."""
         if self._epoch != self._table.epoch:
-            self.drop()
+            self._kept.clear()
             self._epoch = self._table.epoch
         reply, nodes = self._kept.get(key, (None, ()))
         for node in nodes:
@@ -43,9 +43,5 @@ class Repeated:
     def keep(self, key: Key, reply: bytes, nodes: Sequence[Node]) -> None:
         """A reply that was just made, after get() had none, and the nodes that it refers to."""
         if len(self._kept) >= _MOST:
-            self.drop()
+            self._kept.clear()
         self._kept[key] = reply, nodes
-
-    def drop(self) -> None:
-        """Keep nothing: what the kernel has forgotten is not to stay in memory for this."""
-        self._kept.clear()
