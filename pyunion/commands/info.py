@@ -17,7 +17,7 @@ import subprocess
 from argparse import Namespace
 from collections.abc import Iterable
 
-from pyunion import __version__, mountinfo, preflight
+from pyunion import __version__, awake, mountinfo, preflight
 from pyunion.branch import opening, syscalls
 from pyunion.branch.probe import UpperFeatures, look, probe_upper
 from pyunion.commands.quantities import size
@@ -117,15 +117,15 @@ def _passthrough() -> str:
         return "no; it takes Linux 6.9"
     if _extension() is not True:
         return "no; it takes the extension"
-    return "yes, for root" if os.geteuid() else "yes"
+    return _for_root()
 
 
 def _awake() -> str:
-    from pyunion import awake
-
     why = awake.problem()
-    if why is not None:
-        return f"no; {why}"
+    return _for_root() if why is None else f"no; {why}"
+
+
+def _for_root() -> str:
     return "yes, for root" if os.geteuid() else "yes"
 
 

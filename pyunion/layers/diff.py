@@ -137,11 +137,11 @@ class _Walk:
             self._record(Change(DELETED, path))
             return None
         inside_new = pair.path in self.found and self.found[pair.path].kind == ADDED
-        origin = None if inside_new or after.redirect is not None else self._mark(after, marks.ORIGIN)
-        if origin is None:
+        copied_from = None if inside_new or after.redirect is not None else self._mark(after, marks.ORIGIN)
+        if copied_from is None:
             self._record(_added(path, after))
         else:
-            st = self._origins.stat(origin)
+            st = self._origins.stat(copied_from)
             what = () if st is None else _stat_differences(after, st)
             if (st is None and not after.is_dir) or what:
                 self._record(_changed(path, after, st, what))
