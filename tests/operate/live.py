@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from pathlib import Path
 
 from tests.harness.files import make_opaque, make_whiteout, outcome, write
 from tests.harness.mounts import PATIENCE
+from tests.harness.ready import until
 from tests.harness.union import Union
 from tests.harness.warm import pyunion as run_pyunion
 
@@ -81,7 +81,4 @@ def held(union: Union, branch: Path) -> int:
 
 def await_free(union: Union, branch: Path) -> None:
     """Until the daemon has none: the kernel tells it of a closed file a moment later, and nobody else."""
-    deadline = time.monotonic() + PATIENCE
-    while held(union, branch):
-        assert time.monotonic() < deadline, f"{branch} is still in use"
-        time.sleep(0.01)
+    until(lambda: not held(union, branch), f"{branch} is still in use", PATIENCE)

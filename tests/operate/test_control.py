@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pyunion.errors import ExitCode
 from tests.harness.files import write
 from tests.harness.mounts import PATIENCE
 from tests.harness.program import copy_program
+from tests.harness.ready import until
 from tests.harness.union import Union
 from tests.harness.warm import pyunion as run_pyunion
 from tests.operate.conftest import told
@@ -213,10 +213,11 @@ def test_clients_that_leave_in_the_middle(union: Union) -> None:
             for _ in range(MOST_CONNECTIONS - few):
                 with _connect(union) as connection:
                     connection.sendall(data)
-            deadline = time.monotonic() + PATIENCE
-            while union.daemon.descriptors() > before + few:
-                assert time.monotonic() < deadline, "clients that have left keep their connections"
-                time.sleep(0.01)
+            until(
+                lambda: union.daemon.descriptors() <= before + few,
+                "clients that have left keep their connections",
+                PATIENCE,
+            )
     _assert_answers(union)
     with _connect(union) as connection:
         assert _exchange(connection, b'{"do": "status"}\n')["ok"]["descriptors"] <= before + few

@@ -6,14 +6,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.harness.held import Client, HeldBranch
+from tests.harness.ready import until
 from tests.harness.union import Union
 from tests.operate.conftest import told
 from tests.reliability.silent import MANY, NEEDS_IT, Known, Others, append, place
@@ -22,14 +21,6 @@ pytestmark = [pytest.mark.usefixtures("known"), pytest.mark.parametrize("far", [
 
 SOON_S = 10.0  # on a busy machine
 IDLE_S = 30.0  # trio's threads end 10 s after their last work
-
-
-def _until(condition: Callable[[], bool], what: str, seconds: float = SOON_S) -> None:
-    """For what is done a moment later, by threads."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def _opened_below(union: Union, held: HeldBranch) -> list[str]:
@@ -69,7 +60,7 @@ def test_it_ends_at_once(held: HeldBranch, far: Union, name: str) -> None:
     client = Client(lambda: call(directory))
     while _kill_at(held, client, tried):
         held.go()
-        _until(lambda: not _opened_below(far, held), "a late answer is not given back")
+        until(lambda: not _opened_below(far, held), "a late answer is not given back", SOON_S)
         tried += 1
         held.hold()
         client = Client(lambda: call(directory))
@@ -110,7 +101,7 @@ def test_a_signal_that_is_handled_is_no_failure_and_a_later_one_kills(held: Held
         client = Client(lambda: call(name))  # noqa: B023
         assert held.await_request()
         client.kill(signal.SIGUSR1)
-        _until(lambda: interrupts() > told_before, "the kernel has not told of the signal")  # noqa: B023
+        until(lambda: interrupts() > told_before, "the kernel has not told of the signal", SOON_S)  # noqa: B023
         others.require_answers()
         assert client.is_waiting()
         if ends:
@@ -161,6 +152,6 @@ def test_many_leave_nothing_behind(held: HeldBranch, far: Union, known: Known) -
         client.await_end(SOON_S)
     Others(far).require_answers()
     held.go()
-    _until(lambda: not _opened_below(far, held), "files stay open")
+    until(lambda: not _opened_below(far, held), "files stay open", SOON_S)
     assert [size(file) for file in files] == [100_000] * MANY
-    _until(lambda: len(os.listdir(threads)) <= before, "threads are left", IDLE_S)
+    until(lambda: len(os.listdir(threads)) <= before, "threads are left", IDLE_S)

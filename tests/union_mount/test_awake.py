@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from pyunion import awake
+from tests.harness.mounts import PATIENCE
+from tests.harness.ready import until
 from tests.harness.union import Union
 
 DEVICE = "/dev/cpu_dma_latency"
-PATIENCE_S = 60
 HELPS = awake.problem() is None
 
 
@@ -28,13 +28,6 @@ def latency_us() -> int:
         return int.from_bytes(os.read(fd, 4), "little", signed=True)
     finally:
         os.close(fd)
-
-
-def await_latency(wanted: Callable[[int], bool], meanwhile: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not wanted(latency_us()):
-        assert time.monotonic() < deadline
-        meanwhile()
 
 
 def ask_much(at: Path) -> None:
@@ -56,8 +49,12 @@ def test_the_device_is_opened_only_where_it_helps_and_is_wanted(pyunion: Union, 
 
 
 def test_processors_are_awake_while_there_is_much_to_do_and_sleep_soon_after(pyunion: Union) -> None:
+    def awake_after_much() -> bool:
+        ask_much(pyunion.at)
+        return latency_us() == 0
+
     pyunion.mount()
     if HELPS:
-        await_latency(lambda latency: latency == 0, lambda: ask_much(pyunion.at))
+        until(awake_after_much, "processors sleep all the same", PATIENCE)
     ask_much(pyunion.at)
-    await_latency(lambda latency: latency > 0, lambda: time.sleep(0.01))
+    until(lambda: latency_us() > 0, "processors are kept awake", PATIENCE)
