@@ -247,6 +247,7 @@ def _settings(config: MountConfig, top: _Top | None, prefix: bytes, owners: Owne
         writeback=config.writeback and features is not None,
         passthrough=config.passthrough and _can_pass_through(config, top, owners),
         passthrough_lower=config.passthrough_lower,
+        opens_later=_root(owners),
         noatime="noatime" in config.mount_flags,
         sync=config.syncs,
         rename_whiteout=features is not None and features.rename_whiteout,

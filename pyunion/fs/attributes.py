@@ -52,7 +52,7 @@ class Attributes:
     async def change(self, node: Node, changes: Changes, fd: int | None, caller: Caller) -> os.stat_result:
         """Apply changes; `fd` is the handle that a truncation, or times that the kernel has kept, came through. Returns
         the new attributes."""
-        if isinstance(node, File) and node.dead and not node.in_upper and not node.fds:
+        if isinstance(node, File) and node.dead and not node.in_upper and not node.is_open:
             return attributes(node)  # with the writeback cache the kernel notes the end of a file in its change time
         self._may_change(node, changes, fd)
         uid = -1 if changes.uid is None else self._owners.uids.stored(changes.uid)

@@ -18,6 +18,7 @@ from pyunion.fs.callers import CAP_FSETID, Caller, is_capable, is_member
 from pyunion.fs.copier import Copier
 from pyunion.fs.nodes import Directory, File
 from pyunion.fs.protection import require_allocation, require_copying_into, require_open
+from pyunion.fs.unopened import FIRST, Unopened
 from pyunion.fs.waiting import OnDisk, in_thread, open_by
 from pyunion.union.ids import Mapping
 from pyunion.union.marks import APPEND
@@ -56,18 +57,22 @@ class OpenFiles:
         sync: bool,
         noatime: bool = False,
         pass_lower: bool = False,
+        opens_later: bool = False,
     ) -> None:
         self._copier = copier
         self._noatime = os.O_NOATIME if noatime and os.geteuid() == 0 else 0
         self._gids = gids
         self.writeback = writeback  # the kernel collects writes, and knows better than the branch until it sends them
         self._pass_lower = pass_lower
+        self._passes_lower = pass_lower or copier.is_read_only
+        self._opens_later = opens_later
         self._sync = sync
         self._on_disk = OnDisk()
         self._from_disk = OnDisk()
         self.kernel_writes = False  # what it can it reads and writes by itself
         self._lost = 0  # the errno of a write to the disk that failed, where nothing is synced
         self._open: dict[int, OpenFile] = {}
+        self.unopened = Unopened(lambda fd, file: self._add(fd, OpenFile(file, os.O_RDONLY)), self.release)
         self._direct: set[int] = set()
         self._remote: set[int] = set()  # opened on a branch that may not answer
         self._buffer = memoryview(bytearray(BUFFER))
@@ -76,12 +81,20 @@ class OpenFiles:
         self.changed_modes: list[int] = []  # numbers of nodes whose mode changed by a write: the kernel must hear
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._open) + len(self.unopened)
 
     def node_of(self, fd: int) -> int:
         """The number of the file behind a handle; 0 if it is none."""
+        if fd >= FIRST:
+            return self.unopened.file(fd).id
         opened = self._open.get(fd)
         return 0 if opened is None else opened.file.id
+
+    def open_without_descriptor(self, file: File, flags: int) -> int:
+        """A handle of a regular file, if it can do without a descriptor (unopened.py); else 0."""
+        if not self._opens_later or (self.kernel_writes and self._passes_lower):
+            return 0
+        return self.unopened.begin(file, flags)
 
     async def open(self, file: File, flags: int, caller: Caller) -> int:
         """Open a regular file; one that will be written is brought into upper first. Returns the handle."""
@@ -207,8 +220,13 @@ class OpenFiles:
         else:
             file.fds.append(fd)
 
-    async def read(self, fd: int, offset: int, size: int) -> bytes | memoryview:
+    def descriptor(self, handle: int) -> int:
+        """The descriptor of a handle, which may have none yet. Raises OSError."""
+        return handle if handle < FIRST else self.unopened.descriptor(handle)
+
+    async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
         """Data from the page cache at once, into a buffer that is good until the next await; else from the disk."""
+        fd = handle if handle < FIRST else self.unopened.descriptor(handle)
         if self._remote and (remote := self._remote_of(fd)) is not None:
             try:
                 return await in_thread(_read_fully, fd, size, offset, of=remote)
@@ -248,9 +266,11 @@ class OpenFiles:
         """After a write: the number of the node if the kernel's page cache may now have what was there before. It
         clears the cache before a direct write and not after it, when another process may have read meanwhile."""
         opened = self._open[fd]
-        if opened.bypasses_cache and any(not self._open[other].bypasses_cache for other in opened.file.fds or ()):
-            return opened.file.id
-        return None
+        if not opened.bypasses_cache:
+            return None
+        file = opened.file
+        by_cache = file.handle is not None or any(not self._open[other].bypasses_cache for other in file.fds or ())
+        return file.id if by_cache else None
 
     def is_written(self, file: File) -> bool:
         """Whether somebody has it open for writing."""
@@ -266,7 +286,7 @@ class OpenFiles:
     def kept_back(self, fd: int) -> bool:
         """Whether the kernel may hold data of the file that are not here yet; when nobody has it open for writing they
         are."""
-        return self.writeback and self.is_written(self._open[fd].file)
+        return self.writeback and self.is_written(self._open[self.descriptor(fd)].file)
 
     async def allocate(self, fd: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         """fallocate(2) on a file that is open for writing."""
@@ -280,6 +300,7 @@ class OpenFiles:
         """copy_file_range(2), which shares blocks where the branch can. Of what comes from a branch that may not answer
         less is copied: no thread that waits for that may change a file."""
         require_copying_into(self._open[target].file)
+        source = self.descriptor(source)
         remote = self._remote_of(source)
         if remote is None:
             copied = await in_thread(os.copy_file_range, source, target, length, offset, to)
@@ -289,8 +310,9 @@ class OpenFiles:
         self._changed(self._open[target].file, caller)
         return copied
 
-    async def seek(self, fd: int, offset: int, whence: int) -> int:
+    async def seek(self, handle: int, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE of lseek(2)."""
+        fd = self.descriptor(handle)
         remote = self._remote_of(fd)
         if remote is not None:
             return await in_thread(os.lseek, fd, offset, whence, of=remote)
@@ -303,6 +325,9 @@ class OpenFiles:
 
     def release(self, fd: int) -> None:
         """The kernel has closed the handle."""
+        if fd >= FIRST:
+            self.unopened.end(fd)
+            return
         file = self._open.pop(fd).file
         remote = file.remote if fd in self._remote else None
         self._direct.discard(fd)
@@ -328,9 +353,10 @@ class OpenFiles:
         with suppress(PermissionError):  # times of an append-only file cannot be set
             os.utime(fd, ns=(os.fstat(fd).st_atime_ns, file.told_mtime_ns))
 
-    async def fsync(self, fd: int, datasync: bool) -> None:
+    async def fsync(self, handle: int, datasync: bool) -> None:
         """fsync(2) or fdatasync(2). A copy came by a rename, which fdatasync(2) of ext4 leaves out, so that its data
         would be where nothing leads to: the first sync is a whole one."""
+        fd = self.descriptor(handle)
         remote = self._remote_of(fd)
         if not self._sync:
             self._tell_of_loss(fd if remote is None else -1)
@@ -381,6 +407,7 @@ class OpenFiles:
 
     def close_all(self) -> None:
         """Give all descriptors back at the end of the mount."""
+        self.unopened.close_all()
         for fd in list(self._open):
             self.release(fd)
 

@@ -41,6 +41,7 @@ class Settings(NamedTuple):
     writeback: bool = True
     passthrough: bool = True  # rather than writeback, where the kernel has both
     passthrough_lower: bool = False  # of lower files as well, although copy_up moves their data
+    opens_later: bool = False  # lower files get a descriptor when it is needed: we may open whatever they hold
     noatime: bool = False  # reading moves no access times in upper
     sync: bool = True  # copies are on disk before they appear, fsync reaches the branch
     rename_whiteout: bool = True
@@ -99,6 +100,7 @@ class FileSystem:
             sync=settings.sync,
             noatime=settings.noatime,
             pass_lower=settings.passthrough_lower,
+            opens_later=settings.opens_later,
         )
         self.listings = Listings(self.lookup)
         self.attributes = Attributes(self.copier, settings.xattr_prefix, settings.owners)
@@ -133,6 +135,7 @@ class FileSystem:
         """Merge these branches below upper from now on, some of them new; the others keep their order or not. No
         copy_up may be under way. `origins` are theirs. Returns what the kernel has to be told."""
         self.table.epoch += 1
+        self.files.unopened.open_all()  # while they are where they were
         before = self.lowers
         every = self._number(lowers) or changed_outside
         restacking = Restacking(self.table, self.lookup, every=every, changed_outside=changed_outside)

@@ -23,6 +23,20 @@ ROOT = 1
 Place = tuple[Dir, bytes]  # of an object of a branch: a directory, and a name in it
 
 
+class Handle:
+    """What stands for a file that is open without a descriptor, however often it is; its users share one in the end.
+    See unopened.py."""
+
+    __slots__ = ("errno", "fd", "file", "number", "users")
+
+    def __init__(self, file: File, number: int) -> None:
+        self.file = file
+        self.number = number
+        self.users = 0
+        self.fd = -1
+        self.errno = 0  # why it cannot be opened
+
+
 class Node:
     """What file and directory nodes have in common. `parent` and `name` are its place in the union."""
 
@@ -75,8 +89,8 @@ class File(Node):
     """
 
     __slots__ = (
-        "aliases", "data", "dir", "fds", "former", "incapable", "index", "key", "lower_links", "pin", "real", "settled",
-        "swapped", "told_mtime_ns", "written",
+        "aliases", "data", "dir", "fds", "former", "handle", "incapable", "index", "key", "lower_links", "pin", "real",
+        "settled", "swapped", "told_mtime_ns", "written",
     )  # fmt: skip
 
     def __init__(self, parent: Directory, name: bytes, directory: Dir, real: bytes) -> None:
@@ -86,6 +100,7 @@ class File(Node):
         self.pin = -1
         self.data: Place | None = None  # where the data are, for a metadata-only copy
         self.fds: list[int] | None = None  # open descriptors, each of which is a file handle of the kernel's
+        self.handle: Handle | None = None  # what stands for it while it is open without a descriptor
         self.swapped: set[int] | None = None  # of these, while a copy comes from a branch that may not answer
         self.former: dict[int, int] | None = None  # ids from before it was renewed, and the kernel's references to them
         self.key: tuple[int, int] | None = None  # device and inode number, where there are other names
@@ -104,6 +119,11 @@ class File(Node):
     def data_below(self) -> Place | None:
         """Where in a lower branch its data are; None if they are in upper, and do not move any more."""
         return self.data if self.in_upper else self.data or (self.dir, self.real)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody has it open."""
+        return bool(self.fds) or self.handle is not None
 
     def uses(self, branch: Branch) -> bool:
         if self.data is not None and self.data[0].branch is branch:

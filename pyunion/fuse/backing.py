@@ -65,7 +65,8 @@ class Backing:
             return 0
         opened = self._opened.get(id_)
         if opened is None:
-            opened = self._opened[id_] = _Opened(self._pass(file, fd, st), file.data_below())
+            number = 0 if file.handle is not None else self._pass(file, fd, st)
+            opened = self._opened[id_] = _Opened(number, file.data_below())
         opened.fds += 1
         self._id_of[fd] = id_
         return opened.number

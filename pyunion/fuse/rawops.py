@@ -336,9 +336,15 @@ class RawRequests:
 
     # -- files ------------------------------------------------------------------------------------------------
 
-    async def _open(self, request: Request, body: bytes) -> bytes | int:
+    def _open(self, request: Request, body: bytes) -> Reply | Coroutine[Any, Any, Reply]:
         flags, _ = layout.OPEN.unpack(body)
         file = self._fs.file(request.node)
+        handle = self._fs.files.open_without_descriptor(file, flags)
+        if handle:
+            return layout.open_reply(handle, layout.FOPEN_KEEP_CACHE)
+        return self._open_now(request, file, flags)
+
+    async def _open_now(self, request: Request, file: File, flags: int) -> bytes | int:
         fd = await self._fs.files.open(file, flags, request)
         # By an id of before only what is reached by no name any more may be read on, as from /proc/PID/fd: the kernel
         # may not have heard yet that another name of the file has to be looked up anew.

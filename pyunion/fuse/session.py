@@ -93,6 +93,7 @@ class Session:
             self._tasks = nursery
             await nursery.start(self._handle_signals, listener)
             nursery.start_soon(self._announce, listener)
+            nursery.start_soon(self._fs.files.unopened.open_later)
             for service in services:
                 nursery.start_soon(service)
             if listener.ping_s is not None:

@@ -164,6 +164,16 @@ class PyunionMount(Mount):
         """How many descriptors the daemon has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
+    def has_open(self, path: Path) -> bool:
+        """Whether it has a descriptor of a branch's file, other than O_PATH."""
+        wanted = path.stat().st_ino
+        for fd in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                flags = dict(re.findall(r"(\w+):\s*(\S+)", (fd.parents[1] / "fdinfo" / fd.name).read_text()))["flags"]
+                if fd.stat().st_ino == wanted and not int(flags, 8) & os.O_PATH:
+                    return True
+        return False
+
     def bytes_moved(self, action: Callable[[], object]) -> int:
         """How many bytes the daemon reads and writes for an action, requests and replies too (proc_pid_io(5))."""
         before = self._bytes_moved()

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.files import outcome, run, tree, write
+from tests.harness.files import append, outcome, run, tree, write
+from tests.harness.mounts import PATIENCE
+from tests.harness.ready import until
 from tests.harness.union import Union
 
 
@@ -46,6 +48,70 @@ def test_an_unlinked_file_lives_on_in_its_descriptors(union: Union, layer: str) 
         assert (st.st_nlink, st.st_mode & 0o777, st.st_uid) == (0, 0o600, 1)
         assert os.pread(reader, 2, 0) == b"hi"
     assert tree(union.at) == []
+
+
+def test_who_has_opened_a_file_keeps_it_when_the_branch_has_another(union: Union) -> None:
+    """Also if nothing was read yet: programs map what the page cache has, and need the rest hours later."""
+    union.watch_lowers = False
+    write(union.low / "f", "old text")
+    union.mount()
+    with opened(union.at / "f") as fd:
+        if union.kind == "pyunion":
+            until(lambda: union.daemon.has_open(union.low / "f"), "what is open is not opened in its branch", PATIENCE)
+        write(union.low / "other", "new").rename(union.low / "f")
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.read(fd, 100) == b"old text"
+
+
+@pytest.mark.parametrize("use", ["read", "map", "lseek", "fsync", "copy_file_range", "fchmod", "fgetxattr", "again"])
+def test_whatever_a_file_is_opened_for(union: Union, use: str) -> None:
+    """Each is the first thing that happens to the descriptor."""
+    write(union.low / "f", "text")
+    os.setxattr(union.low / "f", "user.x", b"1")
+    union.mount()
+    with opened(union.at / "f") as fd, opened(union.at / "g", os.O_RDWR | os.O_CREAT) as other:
+        if use == "read":
+            assert os.read(fd, 10) == b"text"
+        elif use == "map":
+            with closing(mmap.mmap(fd, 4, prot=mmap.PROT_READ)) as mapped:
+                assert mapped[:] == b"text"
+        elif use == "lseek":
+            assert os.lseek(fd, 0, os.SEEK_HOLE) == 4
+        elif use == "fsync":
+            os.fsync(fd)
+        elif use == "copy_file_range":
+            assert os.copy_file_range(fd, other, 10) == 4
+        elif use == "fchmod":
+            os.fchmod(fd, 0o600)
+            assert os.fstat(fd).st_mode & 0o777 == 0o600
+        elif use == "fgetxattr":
+            assert os.getxattr(fd, "user.x") == b"1"
+        else:
+            with opened(Path(f"/proc/self/fd/{fd}")) as again:
+                assert os.read(again, 10) == b"text"
+        assert os.pread(fd, 10, 0) == b"text"
+    assert (union.low / "f").read_text() == "text"
+
+
+@pytest.mark.parametrize("change", ["append", "truncate", "replace", "chmod", "chmod and append", "append and unlink"])
+def test_a_file_that_is_open_and_was_never_read_changes(pyunion: Union, change: str) -> None:
+    write(pyunion.low / "f", "text")
+    pyunion.mount("metacopy=on")
+    path = pyunion.at / "f"
+    with opened(path) as fd:
+        if "chmod" in change:
+            path.chmod(0o600)
+        if "append" in change:
+            append(path, ", more")
+        if change == "truncate":
+            os.truncate(path, 2)
+        if change == "replace":
+            write(pyunion.at / "other", "new").rename(path)
+        if "unlink" in change:
+            path.unlink()
+        expected = "text, more" if "append" in change else "te" if change == "truncate" else "text"
+        assert os.pread(fd, 100, 0).decode() == expected
+        assert os.fstat(fd).st_size == len(expected)
 
 
 def test_a_removed_name_made_again_is_another_file(union: Union) -> None:
