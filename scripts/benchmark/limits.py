@@ -27,8 +27,11 @@ def broken(results: Results, workloads: Iterable[Workload]) -> list[str]:
             found.append((f"{workload.name}: pyunion fails: {outcomes[PYUNION].failure}", False))
         for other, limit in {**_USUAL, **workload.limits}.items():
             value = ratio(outcomes, PYUNION, other)
-            if value is not None and value > limit:
+            if value is not None and limit is not None and value > limit:
                 line = f"{workload.name}: {value:.2f} of the time of {other}, may be {limit}"
                 found.append((line, other not in workload.limits and value <= _EXCUSED_UP_TO))
+        median = outcomes[PYUNION].median
+        if median is not None and workload.within_s is not None and median > workload.within_s:
+            found.append((f"{workload.name}: {median:.2f} s, may be {workload.within_s}", False))
     excuses = sum(is_excused for _, is_excused in found) <= _MOST_EXCUSED
     return [line for line, is_excused in found if not (is_excused and excuses)]

@@ -78,7 +78,7 @@ FAILURES = (OSError, subprocess.SubprocessError)
 def mounted(bench: Bench, place: Place, workload: Workload, *, foreground: bool = False) -> Daemon:
     """Mount, and let the workload find the caches in the state that it wants."""
     bench.prepared(place, workload)
-    place.mount(foreground=foreground)
+    place.mount(workload.options.get(place.system.name, ""), foreground=foreground)
     if workload.state is State.WARM:
         place.run(workload.script)
     elif workload.state is State.COLD:
@@ -96,7 +96,7 @@ def _time(bench: Bench, workload: Workload, place: Place, outcome: Outcome) -> N
     else:
         bench.prepared(place, workload)
         began = time.perf_counter()
-        place.mount()
+        place.mount(workload.options.get(place.system.name, ""))
         seconds = time.perf_counter() - began
         daemon, spent = place.find_daemon(), 0.0
     outcome.seconds.append(seconds)

@@ -29,7 +29,8 @@ _PATIENCE = 60  # seconds for what should come at once
 
 
 class System(NamedTuple):
-    """A mount command as a template; {lower} is the lower branches, joined by `separator`, topmost first.
+    """A mount command as a template; {lower} is the lower branches, joined by `separator`, topmost first. {options} is
+    those that a workload wants, if any, each after a comma.
 
     The command returns when the mount answers. Lower branches are given relative to the directory it is started in,
     for mount(2) takes no more than a page.
@@ -43,16 +44,17 @@ class System(NamedTuple):
     def is_there(self) -> bool:
         return shutil.which(shlex.split(self.template)[0]) is not None
 
-    def command(self, lowers: Sequence[str], upper: Path, work: Path, mnt: Path) -> list[str]:
+    def command(self, lowers: Sequence[str], upper: Path, work: Path, mnt: Path, options: str = "") -> list[str]:
         """With the program's whole path, for it may have been said relative to where we are."""
         program, *words = shlex.split(self.template)
         lower = self.separator.join(lowers)
-        filled = [word.format(lower=lower, upper=upper, work=work, mnt=mnt) for word in words]
+        more = options and f",{options}"
+        filled = [word.format(lower=lower, upper=upper, work=work, mnt=mnt, options=more) for word in words]
         return [os.path.abspath(shutil.which(program) or program), *filled]
 
 
-_OPTIONS = "-o lowerdir={lower},upperdir={upper},workdir={work} {mnt}"
-PYUNION_MOUNT = "pyunion mount --lower {lower} --upper {upper} --work {work} {mnt}"
+_OPTIONS = "-o lowerdir={lower},upperdir={upper},workdir={work}{options} {mnt}"
+PYUNION_MOUNT = f"pyunion mount {_OPTIONS}"
 BUILT_IN = (
     System(KERNEL, f"mount -t overlay overlay {_OPTIONS}"),
     System(FUSE_OVERLAYFS, f"fuse-overlayfs {_OPTIONS}"),
@@ -70,7 +72,8 @@ def from_template(said: str) -> System:
     try:
         words = system.command(["{lower}"], Path("{upper}"), Path("{work}"), Path("{mnt}"))
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{template!r} knows {{lower}}, {{upper}}, {{work}} and {{mnt}} only: {error}") from None
+        known = "{lower}, {upper}, {work}, {options} and {mnt}"
+        raise ValueError(f"{template!r} knows {known} only: {error}") from None
     if not all(any(needed in word for word in words) for needed in ("{lower}", "{upper}", "{mnt}")):
         raise ValueError(f"{template!r} does not say where {{lower}}, {{upper}} and {{mnt}} go")
     return system
@@ -162,12 +165,12 @@ class Place:
             self.unmount()
         shutil.rmtree(self.base)
 
-    def mount(self, *, foreground: bool = False) -> None:
+    def mount(self, options: str = "", *, foreground: bool = False) -> None:
         """Return when the mount answers. Raises subprocess.CalledProcessError.
 
         The command has ended then, unless it stays in the foreground as the daemon.
         """
-        command = self.system.command(self.material.lowers, self.upper, self.work, self.mnt)
+        command = self.system.command(self.material.lowers, self.upper, self.work, self.mnt, options)
         environment = {**os.environ, _MARK: self.base.name}
         with tempfile.TemporaryFile("w+") as said:  # not a pipe, which a daemon might keep
             process = subprocess.Popen(

@@ -11,6 +11,11 @@ from dataclasses import dataclass, field
 
 KERNEL, FUSE_OVERLAYFS, UNIONFS, PYUNION = "kernel", "fuse-overlayfs", "unionfs-fuse", "pyunion"
 
+# fuse-overlayfs does not sync what it copies up, ever; so there are workloads in which nobody does, and in the others
+# its time is no measure.
+VOLATILE = dict.fromkeys((KERNEL, PYUNION), "volatile")
+SYNCED: dict[str, float | None] = {FUSE_OVERLAYFS: None}
+
 
 class State(enum.Enum):
     """What comes before the clock starts; every system is mounted anew for each round."""
@@ -35,7 +40,9 @@ class Workload:
     state: State = State.FRESH
     prepare: str = ""  # a script that is run before the mount, where $UPPER is still a directory like others
     per: str = ""  # the number, by its name in the environment, of the operations that the script makes; else one
-    limits: Mapping[str, float] = field(default_factory=dict)  # by system: how often its time pyunion may take
+    limits: Mapping[str, float | None] = field(default_factory=dict)  # by system: how often its time pyunion may take
+    within_s: float | None = None  # or how many seconds, whatever others take
+    options: Mapping[str, str] = field(default_factory=dict)  # by system: mount options
     file_system: str = ""  # the branches are on a new file system of this type, not on the machine's own
     long: bool = False  # too long for --quick
     keeps_memory: bool = False  # the daemon's memory after it is looked at, and after the kernel's caches are dropped

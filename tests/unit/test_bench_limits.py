@@ -41,6 +41,17 @@ def test_limits_against_the_kernel_come_on_top() -> None:
     assert len(limits.broken(results(chosen, 2.0), chosen)) == 2
 
 
+def test_a_workload_may_be_held_against_nobody() -> None:
+    chosen = [Workload("alone", "", "tree", "true", limits={FUSE_OVERLAYFS: None})]
+    assert limits.broken(results(chosen, 5.0), chosen) == []
+
+
+@pytest.mark.parametrize(("seconds", "broken"), [(0.4, 0), (0.41, 1)])
+def test_a_time_may_be_its_limit(seconds: float, broken: int) -> None:
+    chosen = [Workload("timed", "", "tree", "true", limits={FUSE_OVERLAYFS: None}, within_s=0.4)]
+    assert len(limits.broken(results(chosen, seconds), chosen)) == broken
+
+
 def test_what_fails_is_no_success() -> None:
     chosen = PLAIN[:1]
     made = results(chosen, 0.1)
