@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmark.runner import Bench, mounted
 from benchmark.systems import PYUNION_MOUNT, Place, System
-from benchmark.workload import Workload
+from benchmark.workload import PYUNION, Workload
 
 _TRACING = Path("/sys/kernel/tracing")
 _EVENT = "events/fuse/fuse_request_send"
@@ -31,7 +31,7 @@ def profile(bench: Bench, workload: Workload) -> None:
     """Print the functions of pyunion's thread that take most time, by cProfile. Raises as Place.mount()."""
     file = bench.tools / "profile"
     words = [sys.executable, "-I", "-m", "cProfile", "-o", str(file), "-m"]
-    system = System("profiled", shlex.join(words) + " " + PYUNION_MOUNT.replace(" mount ", " mount --foreground "))
+    system = System(PYUNION, shlex.join(words) + " " + PYUNION_MOUNT.replace(" mount ", " mount --foreground "))
     with bench.place(system, workload) as place:
         mounted(bench, place, workload, foreground=True)
         place.run(workload.script)
