@@ -72,6 +72,13 @@ def _call(function: Callable[..., int], *arguments: Any, path: bytes | None = No
     return result
 
 
+def trim_memory() -> None:
+    """Give freed memory back to the system: malloc_trim(3), which only glibc has."""
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def renameat2(olddirfd: int, old: bytes, newdirfd: int, new: bytes, flags: int) -> None:
     """renameat2(2); EINVAL where the file system does not know a flag."""
     _call(_libc.renameat2, olddirfd, old, newdirfd, new, flags, path=old)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pyunion.branch.dirs import Branch, Dir
 from pyunion.branch.remote import Remote
+from pyunion.fs.memory import Memory
 from pyunion.union.numbers import Numbers
 
 _T = TypeVar("_T")
@@ -245,6 +246,7 @@ class Table:
         self.moves = 0  # of directories
         self.epoch = 0  # another number means that something may have changed that listings show
         self._numbers = numbers
+        self._memory = Memory()
         self._made_up: dict[int, tuple[int, int]] = {}  # of nodes whose number is no branch's: device, inode number
 
     def add(self, node: Node, device: int, ino: int) -> None:
@@ -279,6 +281,7 @@ class Table:
 
     def forget(self, counts: Iterable[tuple[int, int]]) -> None:
         """The kernel gives references back: (number, count) pairs."""
+        before = len(self.nodes)
         for ino, count in counts:
             node = self.nodes.get(ino)
             if node is None:
@@ -289,6 +292,7 @@ class Table:
                 self._forget_former(node, ino, count)
             if node.lookups <= 0:
                 self.release(node)
+        self._memory.forgotten(before, len(self.nodes))
 
     def renew(self, file: File) -> None:
         """The kernel gets to know the file by another id, at its next look-up, and so as a file that nobody has open

@@ -61,8 +61,8 @@ class Op(IntEnum):
 
 # Requests: what is behind the header. Names follow, each with a zero byte.
 FORGET = struct.Struct("=Q")
-BATCH_FORGET = struct.Struct("=II")
-FORGET_ONE = struct.Struct("=QQ")
+_BATCH_FORGET = struct.Struct("=II")
+_FORGET_ONE = struct.Struct("=QQ")
 SETATTR = struct.Struct("=I4xQQ8xqq8xII4xI4xII4x")  # valid, fh, size, atime, mtime, their ns, mode, uid, gid
 MKNOD = struct.Struct("=III4x")
 MKDIR = struct.Struct("=II")
@@ -112,6 +112,13 @@ NO_ENTRY = _ENTRY.pack(0, 0, FOREVER_S, 0, 0, 0) + bytes(_ATTR.size)  # "no such
 def names(body: bytes, at: int = 0) -> list[bytes]:
     """The names behind the fixed part of a request."""
     return body[at:].split(b"\0")[:-1]
+
+
+def forgotten(body: bytes) -> list[tuple[int, int]]:
+    """Of a BATCH_FORGET: numbers of nodes, and how many references to each are given back."""
+    count, _ = _BATCH_FORGET.unpack_from(body)
+    start = _BATCH_FORGET.size
+    return list(_FORGET_ONE.iter_unpack(body[start : start + count * _FORGET_ONE.size]))
 
 
 def attributes(number: int, links: int, uid: int, gid: int, st: os.stat_result) -> bytes:

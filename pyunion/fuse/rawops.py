@@ -244,10 +244,8 @@ class RawRequests:
         self._table.forget([(node, *layout.FORGET.unpack(body))])
 
     def _batch_forget(self, node: int, body: bytes) -> None:
-        count, _ = layout.BATCH_FORGET.unpack_from(body)
-        size = layout.FORGET_ONE.size
-        start = layout.BATCH_FORGET.size
-        self._table.forget(list(layout.FORGET_ONE.iter_unpack(body[start : start + count * size])))
+        self._repeated.clear()  # which it would hold until the next listing
+        self._table.forget(layout.forgotten(body))
 
     def _getattr(self, number: int, body: bytes) -> bytes:
         node = self._nodes[number]

@@ -40,6 +40,10 @@ class Repeated:
             node.lookups += 1
         return reply
 
+    def clear(self) -> None:
+        """Let go of all, and of the nodes."""
+        self._kept.clear()
+
     def keep(self, key: Key, reply: bytes, nodes: Sequence[Node]) -> None:
         """A reply that was just made, after get() had none, and the nodes that it refers to."""
         if len(self._kept) >= _MOST:
