@@ -71,9 +71,10 @@ def test_what_is_not_ours_is_left_alone(scratch: Path) -> None:
 
 @pytest.mark.parametrize("question", _ASKED, ids=lambda question: question.split()[0])
 def test_what_is_installed_is_found(machine: Machine, question: str) -> None:
-    def answer() -> str:
-        return machine.run("sh", "-c", question, HOME=str(machine.home)).stdout.strip()
+    def assert_answer(expected: str) -> None:
+        done = machine.run("sh", "-c", question, HOME=str(machine.home))
+        assert done.stdout.strip() == expected, done.stderr
 
-    assert answer() == _ASKED[question]
+    assert_answer(_ASKED[question])
     machine.succeed(REPOSITORY / "scripts/install", "--remove")
-    assert answer() == ""
+    assert_answer("")
