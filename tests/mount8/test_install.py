@@ -58,6 +58,17 @@ def test_install_and_remove(scratch: Path) -> None:
     assert _run(scratch, "--remove").returncode == 0
 
 
+def test_what_is_installed_is_whole_while_it_is_installed_again(scratch: Path) -> None:
+    assert _run(scratch).returncode == 0
+    pages = [scratch / name for name, target in _LINKS.items() if target.startswith("build/")]
+    before = {page: page.read_bytes() for page in pages}
+    again = subprocess.Popen([_INSTALL], env={**os.environ, "DESTDIR": str(scratch)}, stdout=subprocess.DEVNULL)
+    while again.poll() is None:
+        assert {page: page.read_bytes() for page in pages} == before
+    assert again.returncode == 0
+    assert [path.name for path in (REPOSITORY / "build").glob("share.*")] == []
+
+
 def test_what_is_not_ours_is_left_alone(scratch: Path) -> None:
     (scratch / "sbin").mkdir()
     (scratch / "sbin/mount.pyunion").write_text("theirs\n")
