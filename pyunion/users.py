@@ -71,7 +71,7 @@ def _held(pid: int, mount: Mounted) -> bytes | None:
         if _fdinfo(pid, fd, b"mnt_id:") == mount.mount_id:
             return target
     device = b"%02x:%02x" % (os.major(mount.device), os.minor(mount.device))
-    for line in _read(pid, b"maps").splitlines():
+    for line in _read(pid, b"maps").split(b"\n")[:-1]:  # not by splitlines: a name may have \r
         fields = line.split(None, 5)
         if fields[3] == device and len(fields) == 6:
             return fields[5]

@@ -70,11 +70,24 @@ def test_busy_by_a_descriptor(mounted: PyunionMount) -> None:
     mounted.stop()
 
 
-def test_busy_by_a_mapping(mounted: PyunionMount) -> None:
-    hello = mounted.point / "hello"
+@pytest.mark.parametrize("name", ["hello", "with spaces", "a\\b"])
+def test_busy_by_a_mapping(mounted: PyunionMount, name: str) -> None:
+    hello = mounted.point / name
+    hello.write_text("hello\n")
     with _process(sys.executable, "-c", _MAP, str(hello)) as pid:
         name = Path(f"/proc/{pid}/comm").read_text().strip()
         _assert_busy(mounted, who=f"{name} (process {pid}, {hello})")
+    mounted.stop()
+
+
+def test_busy_by_a_mapping_of_what_looks_like_several_lines(mounted: PyunionMount) -> None:
+    odd = mounted.point / "odd\rname\x0cof\x1da file"
+    odd.write_text("hello\n")
+    with _process(sys.executable, "-c", _MAP, str(odd)) as pid:
+        done = pyunion("umount", mounted.point)
+        assert done.returncode == ExitCode.BUSY
+        assert f"(process {pid}, {mounted.point}/odd" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
     mounted.stop()
 
 

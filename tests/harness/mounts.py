@@ -56,7 +56,7 @@ def mounted() -> list[Mounted]:
 
 def parse_mountinfo(text: bytes) -> list[Mounted]:
     found = []
-    for line in text.splitlines():
+    for line in text.rstrip(b"\n").split(b"\n"):
         fields = line.split(b" ")
         after = fields.index(b"-")
         found.append(Mounted(_unescape(fields[4]), fields[after + 1].decode(), _unescape(fields[after + 2])))
