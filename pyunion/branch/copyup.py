@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EINVAL, ENOSYS, ENOTSUP, ENXIO, EOPNOTSUPP, EPERM, EXDEV
+from errno import EINVAL, ENOSYS, ENOTSUP, EOPNOTSUPP, EPERM, EXDEV
 from functools import partial
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IMODE, S_ISGID, S_ISUID
 from typing import NamedTuple
@@ -239,21 +239,8 @@ def copy_data(src_fd: int, dst_fd: int, size: int, may_share: bool) -> bool:
         with suppress(OSError):  # copying says what is really wrong
             _share(src_fd, dst_fd, size)
             return True
-    offset = 0
-    while offset < size:
-        try:
-            offset = os.lseek(src_fd, offset, os.SEEK_DATA)
-            end = min(size, os.lseek(src_fd, offset, os.SEEK_HOLE))
-        except OSError as error:
-            if error.errno == ENXIO:  # nothing but a hole is left
-                break
-            if error.errno != EINVAL:
-                raise
-            end = size  # a file system that does not know SEEK_DATA
-        if offset >= size:
-            break
-        _copy_range(src_fd, dst_fd, offset, end)
-        offset = end
+    for start, end in objects.data_extents(src_fd, size):
+        _copy_range(src_fd, dst_fd, start, end)
     os.ftruncate(dst_fd, size)
     return False
 

@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import EACCES, ENODATA, ENOTSUP, EPERM
+from errno import EACCES, EINVAL, ENODATA, ENOTSUP, ENXIO, EPERM
 
 from pyunion.branch import syscalls
 from pyunion.union import marks
@@ -107,6 +107,25 @@ def truncate(fd: int, name: bytes, size: int) -> None:
         os.ftruncate(file, size)
     finally:
         os.close(file)
+
+
+def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where the first `size` bytes of an open file have data between the holes: (start, end) pairs, found one by one
+    (SEEK_DATA and SEEK_HOLE of lseek(2)). All of them where the file system does not know."""
+    offset = 0
+    while offset < size:
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA)
+            end = min(size, os.lseek(fd, offset, os.SEEK_HOLE))
+        except OSError as error:
+            if error.errno == ENXIO:  # nothing but a hole is left
+                return
+            if error.errno != EINVAL:
+                raise
+            end = size
+        if end > offset:
+            yield offset, end
+        offset = end
 
 
 def get_xattr(fd: int, name: bytes, key: bytes) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Iterable
-from errno import EINVAL, ENXIO
 from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IMODE
 from typing import NamedTuple
 
@@ -107,7 +106,7 @@ class TarWriter:
         fd = objects.open_file(directory.fd(), name, os.O_RDONLY)
         try:
             size = os.fstat(fd).st_size
-            extents = _extents(fd, size)
+            extents = [_Extent(start, end - start) for start, end in objects.data_extents(fd, size)]
             table = b""
             data = sum(extent.length for extent in extents)
             if size - data >= _WORTH_IT and data < _MOST_SPARSE:
@@ -144,26 +143,6 @@ def _add(member: tarfile.TarInfo, **records: str) -> None:
 def _text(data: bytes) -> str:
     """As tarfile takes it, whatever the locale."""
     return data.decode("utf-8", "surrogateescape")
-
-
-def _extents(fd: int, size: int) -> list[_Extent]:
-    """Where a file has data."""
-    found = []
-    offset = 0
-    while offset < size:
-        try:
-            offset = os.lseek(fd, offset, os.SEEK_DATA)
-            end = min(size, os.lseek(fd, offset, os.SEEK_HOLE))
-        except OSError as error:
-            if error.errno == ENXIO:  # nothing but a hole is left
-                break
-            if error.errno != EINVAL:
-                raise
-            end = size  # a file system that does not know SEEK_DATA
-        if end > offset:
-            found.append(_Extent(offset, end - offset))
-        offset = end
-    return found
 
 
 def _sparse(member: tarfile.TarInfo, extents: list[_Extent], size: int) -> bytes:
