@@ -73,8 +73,8 @@ class Unopened:
         if handle.errno:
             raise OSError(handle.errno, os.strerror(handle.errno), handle.file.name)
         file = handle.file
-        where = file.address() if file.data is None else (file.data[0].fd(), file.data[1])
         try:
+            where = file.address() if file.data is None else (file.data[0].fd(), file.data[1])
             handle.fd = objects.open_file(*where, os.O_RDONLY)
         except OSError as error:
             if error.errno not in (EMFILE, ENFILE):  # what is there later need not be what was opened

@@ -108,11 +108,17 @@ async def test_it_is_opened_before_the_branches_change(bench: Bench) -> None:
     bench.fs.files.release(handle)
 
 
-async def test_what_is_gone_from_the_branch_is_not_taken_for_what_comes_there(bench: Bench) -> None:
-    handle = begin(bench, bench.file("f"))
-    (bench.lower / "f").unlink()
+@pytest.mark.parametrize("gone", ["the file", "its directory"])
+async def test_what_is_gone_from_the_branch_is_not_taken_for_what_comes_there(
+    build: Build, tmp_path: Path, gone: str
+) -> None:
+    path = write(tmp_path / "lower/d/f", "old")
+    bench = build(opens_later=True)
+    handle = begin(bench, bench.file("d/f"))
+    bench.fs.cache.close_all()
+    path.rename(tmp_path / "f") if gone == "the file" else path.parent.rename(tmp_path / "d")
     bench.fs.files.unopened.open_all()
-    write(bench.lower / "f", "new")
+    write(path, "new")
     with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
         await text(bench, handle)
     bench.fs.files.release(handle)
