@@ -37,6 +37,7 @@ class Unopened:
         self._handles: dict[int, Handle] = {}
         self._numbers = itertools.count(FIRST)
         self._waiting: list[Handle] = []  # to be opened later
+        self._short = False  # of descriptors, when some of them were to be opened
         self._some = trio.Event()
 
     def __len__(self) -> int:
@@ -46,7 +47,7 @@ class Unopened:
     def begin(self, file: File, flags: int) -> int:
         """A handle for an open(2) that can do without a descriptor; else 0."""
         branch = file.dir.branch
-        if flags & _AT_ONCE or branch.is_upper or branch.remote is not None:
+        if flags & _AT_ONCE or self._short or branch.is_upper or branch.remote is not None:
             return 0
         handle = file.handle
         if handle is None:
@@ -54,9 +55,8 @@ class Unopened:
                 return 0
             handle = file.handle = Handle(file, next(self._numbers))
             self._handles[handle.number] = handle
-            if not self._waiting:
-                self._some.set()
             self._waiting.append(handle)
+            self._some.set()
         handle.users += 1
         return handle.number
 
@@ -94,7 +94,8 @@ class Unopened:
                 self._release(handle.fd)
 
     def open_all(self) -> None:
-        """Whatever is open by now gets its descriptor, as far as there are any."""
+        """Whatever is open by now gets its descriptor. As long as there are too few, open(2) needs one at once, and
+        fails without."""
         while self._waiting:
             handle = self._waiting[-1]
             try:
@@ -102,17 +103,20 @@ class Unopened:
                     self._open(handle)
             except OSError as error:
                 if error.errno in (EMFILE, ENFILE):
+                    self._short = True
                     return
                 log.warning("%r, which is open, cannot be opened in its branch: %s", handle.file.name, error.strerror)
             self._waiting.pop()
+        self._short = False
 
     async def open_later(self) -> None:
         """A task: opens what stays open."""
         while True:
             await self._some.wait()
             self._some = trio.Event()
-            await trio.sleep(LATER_S)
-            self.open_all()
+            while self._waiting:
+                await trio.sleep(LATER_S)
+                self.open_all()
 
     def close_all(self) -> None:
         """At the end of the mount."""

@@ -132,6 +132,7 @@ async def test_without_descriptors_it_is_opened_when_there_are_some_again(bench:
         bench.fs.files.unopened.open_all()
         with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
             await text(bench, handle)
+        assert bench.fs.files.open_without_descriptor(file, os.O_RDONLY) == 0  # so that open(2) fails
     assert descriptors(file) == 0
     bench.fs.files.unopened.open_all()
     assert descriptors(file) == 1

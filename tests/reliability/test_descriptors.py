@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from tests.harness.files import outcome, write
 from tests.harness.held import Client
+from tests.harness.mounts import PATIENCE
+from tests.harness.ready import until
 from tests.harness.union import Union
 
 MANY = 10_000
@@ -75,19 +77,40 @@ def test_a_daemon_with_few_descriptors_gives_up_those_that_it_keeps(pyunion: Uni
         assert use(name) == [f"{name}!", ["file", "moved"]]
 
 
-def test_more_open_files_than_descriptors_is_told_and_passes(pyunion: Union) -> None:
-    write(pyunion.low / "file", "text")
+def test_open_says_so_and_not_the_read_after_it(pyunion: Union) -> None:
+    """But for what is open for a moment and has no descriptor yet."""
+    for number in range(20 * LEFT):
+        write(pyunion.low / f"file{number}", "text")
     pyunion.mount()
     _leave(pyunion, LEFT)
     opened: list[int] = []
 
-    def open_one() -> None:
-        opened.append(os.open(pyunion.at / "file", os.O_RDONLY))
+    def open_one(number: int) -> None:
+        opened.append(os.open(pyunion.at / f"file{number}", os.O_RDONLY))
 
-    said = [outcome(open_one) for _ in range(2 * LEFT)]
+    numbers = iter(range(20 * LEFT))
+    until(lambda: outcome(open_one, next(numbers)) == "EMFILE", "more files can be opened than there can be", PATIENCE)
+    for fd in opened:
+        os.close(fd)
+    assert Client(lambda: (pyunion.at / "file0").read_text()).await_result() == "text"
+    _leave(pyunion, 10 * LEFT)
+
+
+def test_more_open_files_than_descriptors_is_told_and_passes(pyunion: Union) -> None:
+    for number in range(2 * LEFT):
+        write(pyunion.low / f"file{number}", "text")
+    pyunion.mount()
+    _leave(pyunion, LEFT)
+    opened: list[int] = []
+
+    def open_one(number: int) -> None:
+        opened.append(os.open(pyunion.at / f"file{number}", os.O_RDONLY))
+        assert os.read(opened[-1], 10) == b"text"
+
+    said = [outcome(open_one, number) for number in range(2 * LEFT)]
     assert said[0] == "OK"
     assert said[-1] == "EMFILE"
     for fd in opened:
         os.close(fd)
-    assert Client(lambda: (pyunion.at / "file").read_text()).await_result() == "text"
+    assert Client(lambda: (pyunion.at / "file0").read_text()).await_result() == "text"
     _leave(pyunion, 10 * LEFT)
