@@ -72,7 +72,7 @@ class OpenFiles:
         self.kernel_writes = False  # what it can it reads and writes by itself
         self._lost = 0  # the errno of a write to the disk that failed, where nothing is synced
         self._open: dict[int, OpenFile] = {}
-        self.unopened = Unopened(lambda fd, file: self._add(fd, OpenFile(file, os.O_RDONLY)), self.release)
+        self.unopened = Unopened(self._add_reader, self.release, self._noatime)
         self._direct: set[int] = set()
         self._remote: set[int] = set()  # opened on a branch that may not answer
         self._buffer = memoryview(bytearray(BUFFER))
@@ -219,6 +219,9 @@ class OpenFiles:
             file.fds = [fd]
         else:
             file.fds.append(fd)
+
+    def _add_reader(self, fd: int, file: File) -> None:
+        self._add(fd, OpenFile(file, os.O_RDONLY))
 
     def descriptor(self, handle: int) -> int:
         """The descriptor of a handle, which may have none yet. Raises OSError."""

@@ -2,9 +2,9 @@
 and no request of these needs one.
 
 Owns the handles that stand for such files: numbers above those of all descriptors. A file is opened when the first
-request needs it, and in any case LATER_S after open(2): who has it open goes on with it when another one comes under
-its name in the branch. Only where an open(2) cannot fail: on branches that answer at once, by a daemon that may open
-whatever they hold.
+request needs it, and in any case LATER_S after open(2): from then on who has it open goes on with it when another one
+comes under its name in the branch. Only where an open(2) cannot fail: on branches that answer at once, by a daemon that
+may open whatever they hold.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ _AT_ONCE = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_DIRECT
 
 
 class Unopened:
-    """All such handles. `register` makes a descriptor one of the file's open ones, `release` closes it."""
+    """All such handles. `register` makes a descriptor one of the file's open ones, `release` closes it; files are
+    opened with O_NOATIME as well, if `noatime` is that."""
 
-    def __init__(self, register: Callable[[int, File], None], release: Callable[[int], None]) -> None:
+    def __init__(
+        self, register: Callable[[int, File], None], release: Callable[[int], None], noatime: int = 0
+    ) -> None:
+        self._flags = os.O_RDONLY | noatime
         self._register = register
         self._release = release
         self._handles: dict[int, Handle] = {}
@@ -75,7 +79,7 @@ class Unopened:
         file = handle.file
         try:
             where = file.address() if file.data is None else (file.data[0].fd(), file.data[1])
-            handle.fd = objects.open_file(*where, os.O_RDONLY)
+            handle.fd = objects.open_file(*where, self._flags)
         except OSError as error:
             if error.errno not in (EMFILE, ENFILE):  # what is there later need not be what was opened
                 handle.errno = ESTALE if error.errno == ENOENT else error.errno or ESTALE

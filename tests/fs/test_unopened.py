@@ -116,7 +116,10 @@ async def test_what_is_gone_from_the_branch_is_not_taken_for_what_comes_there(
     bench = build(opens_later=True)
     handle = begin(bench, bench.file("d/f"))
     bench.fs.cache.close_all()
-    path.rename(tmp_path / "f") if gone == "the file" else path.parent.rename(tmp_path / "d")
+    if gone == "its directory":
+        path.parent.rename(tmp_path / "d")
+    else:
+        path.rename(tmp_path / "f")
     bench.fs.files.unopened.open_all()
     write(path, "new")
     with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):

@@ -17,10 +17,12 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from tests.harness import warm
+from tests.harness.ready import until
 from tests.harness.warm import PATIENCE as PATIENCE
 from tests.harness.warm import REPOSITORY as REPOSITORY
 
@@ -164,8 +166,13 @@ class PyunionMount(Mount):
         """How many descriptors the daemon has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
-    def has_open(self, path: Path) -> bool:
-        """Whether it has a descriptor of a branch's file, other than O_PATH."""
+    def await_open(self, *paths: Path) -> None:
+        """Until it has descriptors of these files of branches, as it has a moment after they were opened."""
+        for path in paths:
+            until(partial(self._has_open, path), f"{path} is not opened", PATIENCE)
+
+    def _has_open(self, path: Path) -> bool:
+        """Whether it has a descriptor, other than O_PATH."""
         wanted = path.stat().st_ino
         for fd in Path(f"/proc/{self.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):

@@ -89,6 +89,7 @@ def test_who_has_it_open_goes_on(pyunion: Union) -> None:
         mapped = mmap.mmap(written.fileno(), 0, prot=mmap.PROT_READ)
         assert mapped[:] == b"before"
         number = os.fstat(replaced.fileno()).st_ino
+        pyunion.daemon.await_open(pyunion.low / "replaced", pyunion.low / "removed")
         _replace(pyunion.low / "replaced", "after it")
         (pyunion.low / "written").write_text("after.")
         (pyunion.low / "removed").unlink()

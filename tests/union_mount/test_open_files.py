@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 
 from tests.harness.files import append, outcome, run, tree, write
-from tests.harness.mounts import PATIENCE
-from tests.harness.ready import until
 from tests.harness.union import Union
 
 
@@ -57,7 +55,7 @@ def test_who_has_opened_a_file_keeps_it_when_the_branch_has_another(union: Union
     union.mount()
     with opened(union.at / "f") as fd:
         if union.kind == "pyunion":
-            until(lambda: union.daemon.has_open(union.low / "f"), "what is open is not opened in its branch", PATIENCE)
+            union.daemon.await_open(union.low / "f")
         write(union.low / "other", "new").rename(union.low / "f")
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         assert os.read(fd, 100) == b"old text"
