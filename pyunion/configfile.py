@@ -47,14 +47,7 @@ class ConfigFile:
 def read(path: str) -> ConfigFile:
     """Read a file. Raises PyunionError, with the path and where it can be told the line, when anything is wrong."""
     text = _text(path)
-    found = _parse(text, path)
-    said: dict[str, Any] = {}
-    for key, value in found.items():
-        try:
-            said[key.replace("-", "_")] = _value(key, value)
-        except ValueError as error:
-            raise _wrong(path, str(error), _line_of(key, text)) from None
-    file, options = ConfigFile(**said), Options()
+    file, options = ConfigFile(**_values(_parse(text, path), text, path)), Options()
     try:
         file.fill(options)
     except PyunionError as error:
@@ -62,6 +55,24 @@ def read(path: str) -> ConfigFile:
     if options.remount:
         raise _wrong(path, "the option remount is for the command line", _line_of("options", text))
     return file
+
+
+def mountpoint(path: str) -> bytes | None:
+    """What a file says of this alone: to unmount takes no more, and somebody may be at work on the rest of it. Raises
+    PyunionError."""
+    text = _text(path)
+    said = {key: value for key, value in _parse(text, path).items() if key == "mountpoint"}
+    return _values(said, text, path).get("mountpoint")
+
+
+def _values(found: dict[str, Any], text: str, path: str) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for key, value in found.items():
+        try:
+            said[key.replace("-", "_")] = _value(key, value)
+        except ValueError as error:
+            raise _wrong(path, str(error), _line_of(key, text)) from None
+    return said
 
 
 def _text(path: str) -> str:

@@ -41,7 +41,7 @@ def run(arguments: Namespace) -> int:
 def _point(arguments: Namespace) -> bytes:
     point = None if arguments.mountpoint is None else os.fsencode(arguments.mountpoint)
     if point is None and arguments.config is not None:
-        point = configfile.read(arguments.config).mountpoint
+        point = configfile.mountpoint(arguments.config)
     if point is None:
         raise PyunionError("no mount point is given; name it, or --config with a file that does", ExitCode.USAGE)
     return point

@@ -84,10 +84,30 @@ def test_options_of_the_command_line_replace_branches_too(here: Path, file: Path
 
 def test_a_wrong_file_is_refused(here: Path, file: Path) -> None:
     file.write_text("frob = 1\n")
-    for words in (["mount"], ["umount"], ["mount", "-o", "remount,ro"]):
+    for words in (["mount"], ["mount", "-o", "remount,ro"]):
         done = pyunion(*words, "--config", file)
         assert done.returncode == ExitCode.CONFIG
         assert done.stderr.startswith(f"pyunion: {file}, line 1: the key 'frob' is not known; those that are: lower")
+
+
+_WRONG_POINTS = {
+    "lower = [": "line 1: this is no TOML: ",
+    "mountpoint = 3": "line 1: mountpoint has to be a string",
+    "mountpoint = 'mnt'": "line 1: mountpoint has to be an absolute path",
+}
+
+
+@pytest.mark.parametrize("text", _WRONG_POINTS)
+def test_to_unmount_takes_the_mount_point_alone(here: Path, file: Path, text: str) -> None:
+    """A daemon may crash while somebody is at work on its file; the dead mount is to go even so."""
+    _succeed("mount", "--config", file)
+    file.write_text(f"{text}\n")
+    done = pyunion("umount", "--config", file)
+    assert done.returncode == ExitCode.CONFIG
+    assert done.stderr.startswith(f"pyunion: {file}, {_WRONG_POINTS[text]}")
+    file.write_text(f"mountpoint = '{here}/mnt'\nlower = 3\nfrob = 1\noptions = ['nonsense']\n")
+    _succeed("umount", "--config", file)
+    assert _points(here) == []
 
 
 @pytest.mark.parametrize("command", ["mount", "umount"])

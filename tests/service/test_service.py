@@ -55,6 +55,16 @@ def test_a_killed_daemon_is_started_again_over_the_dead_mount(machine: Machine, 
     service.stop()
 
 
+def test_a_crash_while_the_file_is_wrong_leaves_no_dead_mount(machine: Machine, service: Service) -> None:
+    service.start()
+    service.say(options=["nonsense"])
+    failed = f"Failed to start {service.unit}"
+    with machine.awaiting(lambda entry: str(entry.get("MESSAGE")).startswith(failed)):
+        os.kill(service.pid(), signal.SIGKILL)
+    assert machine.mounts(service.point) == []
+    assert "unknown option 'nonsense'" in service.status()
+
+
 def test_a_hung_daemon_is_ended_and_started_again(machine: Machine, service: Service) -> None:
     service.tune(WatchdogSec="3s")
     service.start()
