@@ -54,8 +54,8 @@ pyunion@NAME. Paths are absolute, and have no escapes for colons and commas. A k
 
 What the command line says comes first: branches there are in the place of those in the file, options are added.
 
-A reload of the service changes log-level, and of the options ro, nosuid, nodev, noexec, noatime; anything else that
-differs is refused, and the mount stays as it is.
+A reload of the service changes lower, log-level, and of the options ro, nosuid, nodev, noexec, noatime; anything else
+that differs is refused, and the mount stays as it is.
 """
 _PARSER_OWN = {"positional arguments", "options"}  # groups that nobody has named
 

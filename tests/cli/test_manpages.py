@@ -79,3 +79,9 @@ def test_every_key_of_the_file_is_there(tmp_path: Path) -> None:
         key for key, said in KEYS.items() if f"{key} ({said.type}; default: {said.default}) {said.meaning}" not in text
     ] == []
     assert _words((REPOSITORY / "systemd/merged.toml").read_text()) in text
+
+
+def test_readme_and_manual_say_the_same_of_a_reload(tmp_path: Path) -> None:
+    readme = _words((REPOSITORY / "README.md").read_text()).replace("`", "")
+    (said,) = re.findall(r"A reload (changes .*? stays as it is\.)", readme)
+    assert f"A reload of the service {said}" in _words(_page(tmp_path, "pyunion.toml.5"))
