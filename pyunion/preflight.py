@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from stat import S_ISDIR
@@ -30,6 +31,7 @@ def prepare(config: MountConfig) -> MountConfig:
         lower.check_access(os.R_OK | os.X_OK)
     _check_distinct(lowers)
     _check_mountpoint_visible(mountpoint, lowers)
+    _check_lowers_apart(lowers)
     config = replace(config, lowers=tuple(lower.path for lower in lowers), mountpoint=mountpoint.path)
     if config.upper is not None and config.work is not None:
         upper = _Directory("upper branch", config.upper)
@@ -61,6 +63,9 @@ def check_lower(path: bytes, config: MountConfig, roots: Mapping[bytes, int]) ->
     if config.upper is not None and config.work is not None:
         _refuse_overlap(_Directory("upper branch", config.upper), lower)
         _refuse_overlap(_Directory("work directory", config.work), lower)
+    for known, fd in roots.items():
+        if (other := _still_at(known, os.fstat(fd))) is not None:
+            _refuse_overlap(lower, other)
     around = _Directory("mount point", os.path.dirname(config.mountpoint))
     if around.is_inside(lower):
         _require_clone(around, lower)
@@ -120,6 +125,15 @@ class _Directory:
     def is_inside(self, other: _Directory) -> bool:
         """Whether this directory is the other one or lies below it."""
         return other.place in self.ancestors
+
+
+def _still_at(path: bytes, st: os.stat_result) -> _Directory | None:
+    """A lower branch by its path, unless that has become another directory's since."""
+    with suppress(PyunionError):
+        found = _Directory("lower branch", path)
+        if found.place == _Place(st.st_dev, st.st_ino):
+            return found
+    return None
 
 
 def _place(path: bytes) -> _Place:
@@ -183,6 +197,14 @@ def _check_distinct(lowers: list[_Directory]) -> None:
             raise PyunionError(f"{lower} is named twice{same}; name each branch once", ExitCode.BRANCH)
 
 
+def _check_lowers_apart(lowers: list[_Directory]) -> None:
+    """None lies inside another one, as with overlayfs: an object would be in the union twice, and be two."""
+    by_place = {lower.place: lower for lower in lowers}
+    for lower in lowers:
+        for place in lower.ancestors & by_place.keys():
+            _refuse_overlap(lower, by_place[place])
+
+
 def _check_apart(upper: _Directory, work: _Directory, lowers: list[_Directory]) -> None:
     """Upper and work share nothing with each other or with a lower branch."""
     _refuse_overlap(upper, work)
@@ -192,6 +214,8 @@ def _check_apart(upper: _Directory, work: _Directory, lowers: list[_Directory]) 
 
 
 def _refuse_overlap(one: _Directory, other: _Directory) -> None:
+    if one is other:
+        return
     if one.place == other.place:
         relation = f"{one} is the {other}"
     elif one.is_inside(other):

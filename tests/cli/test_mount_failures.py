@@ -51,6 +51,17 @@ _REFUSED = {
     "work-missing": ("--lower lower --upper upper --work nope mnt", ExitCode.BRANCH, "work directory nope does not"),
     "same-lower": ("--lower lower:lower mnt", ExitCode.BRANCH, "lower branch lower is named twice; name each"),
     "same-lower-by-link": ("--lower lower:link mnt", ExitCode.BRANCH, "branch link is named twice, also as lower"),
+    "lower-in-lower": (
+        "--lower upper:upper/in mnt",
+        ExitCode.BRANCH,
+        f"lower branch upper/in lies inside the lower branch upper; {_UNUSED}",
+    ),
+    "lower-around-lower": (
+        "--lower upper/in:upper mnt",
+        ExitCode.BRANCH,
+        f"lower branch upper/in lies inside the lower branch upper; {_UNUSED}",
+    ),
+    "data-only-in-lower": ("--lower upper::upper/in mnt", ExitCode.BRANCH, "upper/in lies inside the lower branch up"),
     "upper-is-lower": (
         "--lower lower --upper lower --work work mnt",
         ExitCode.BRANCH,

@@ -303,7 +303,7 @@ def test_what_is_no_branch_for_this_union(pyunion: Union) -> None:
     write(pyunion.low / "file")
     write(pyunion.base / "file")
     (pyunion.base / "link").symlink_to("lower1")
-    for name in ("sub", "upper/below", "work/below"):
+    for name in ("sub", "upper/below", "work/below", "lower1/below"):
         (pyunion.base / name).mkdir()
     pyunion.mount(lowers=[pyunion.low])
     (pyunion.at / "inside").mkdir()
@@ -316,6 +316,8 @@ def test_what_is_no_branch_for_this_union(pyunion: Union) -> None:
         "overlap",
         "work/below": "lower branch {path} lies inside the work directory {base}/work; use directories that do not "
         "overlap",
+        "lower1/below": "lower branch {path} lies inside the lower branch {base}/lower1; use directories that do not "
+        "overlap",
         ".": "upper branch {base}/upper lies inside the lower branch {path}; use directories that do not overlap",
         "union/inside": "lower branch {path} lies in the union on {at}; name a directory outside of it",
         "union": "lower branch {path} lies in the union on {at}; name a directory outside of it",
@@ -324,6 +326,15 @@ def test_what_is_no_branch_for_this_union(pyunion: Union) -> None:
         path = os.path.normpath(pyunion.base / name)
         said = sentence.format(path=path, at=pyunion.at, base=pyunion.base)
         assert refused(pyunion, "add", Path(path)) == (ExitCode.BRANCH, said)
+    pyunion.unmount()
+    pyunion.mount(lowers=[pyunion.low / "below"])
+    assert refused(pyunion, "add", pyunion.low) == (
+        ExitCode.BRANCH,
+        f"lower branch {pyunion.low}/below lies inside the lower branch {pyunion.low}; use directories that do not "
+        "overlap",
+    )
+    pyunion.unmount()
+    pyunion.mount(lowers=[pyunion.low])
     assert refused(pyunion, "add", pyunion.base / "link")[1].startswith(f"lower branch {pyunion.low} is a branch")
     assert refused(pyunion, "remove", pyunion.low) == (
         ExitCode.BRANCH, f"it is the last lower branch of {pyunion.at}, and a union has one at least",
