@@ -240,9 +240,15 @@ def _check_combination(config: MountConfig) -> None:
     if not config.lowers:
         raise _usage("no lower branch is given; name one or more with --lower DIR[:DIR...]")
     if config.upper is not None and config.work is None:
-        raise _usage("--upper needs --work: an empty directory on the same file system, outside of the upper branch")
+        raise _usage(
+            f"the upper branch {os.fsdecode(config.upper)} needs a work directory (--work, workdir=, the key work): an "
+            "empty one on the same file system, outside of it"
+        )
     if config.work is not None and config.upper is None:
-        raise _usage("--work is of no use without --upper; name both, or neither for a read-only union")
+        raise _usage(
+            f"the work directory {os.fsdecode(config.work)} is of no use without an upper branch (--upper, upperdir=, "
+            "the key upper); name both, or neither for a read-only union"
+        )
     if config.metrics is not None and not is_address(config.metrics):
         raise _usage(f"--metrics takes HOST:PORT, as 127.0.0.1:9300 or [::1]:9300, and '{config.metrics}' is none")
     if config.metacopy and not config.redirect_dir:

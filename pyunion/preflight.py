@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -42,6 +43,7 @@ def prepare(config: MountConfig) -> MountConfig:
             upper.check_access(os.R_OK | os.W_OK | os.X_OK)
             work.check_access(os.R_OK | os.W_OK | os.X_OK)
             _check_pair(upper, work)
+            refuse_kernels(config.upper, config.work)
         config = replace(config, upper=upper.path, work=work.path)
     _check_fuse()
     return config
@@ -268,6 +270,29 @@ def _check_pair(upper: _Directory, work: _Directory) -> None:
             "reach both through the same mount",
             ExitCode.WORK,
         )
+
+
+def refuse_kernels(*directories: bytes) -> None:
+    """Raises PyunionError where the kernel's overlayfs writes to one of the directories; it takes no lock on them.
+
+    A pyunion mount has one, and is found by that.
+    """
+    kernels = [mount for mount in mountinfo.read() if mount.fstype == "overlay"]
+    for given in directories:
+        path = os.path.realpath(given)
+        for mount in kernels:
+            if path in _written_by(mount):
+                raise PyunionError(
+                    f"{os.fsdecode(given)} is in use by the overlay mount on {os.fsdecode(mount.point)}; unmount that "
+                    "first",
+                    ExitCode.BUSY,
+                )
+
+
+def _written_by(mount: mountinfo.Mounted) -> list[bytes]:
+    """The upper and work directories of an overlay mount, from its options in mountinfo."""
+    found = re.findall(rb"(?:^|,)(?:upper|work)dir=((?:\\.|[^,\\])*)", mount.options)
+    return [os.path.realpath(re.sub(rb"\\(.)", rb"\1", path)) for path in found]
 
 
 def fuse_problem() -> str | None:

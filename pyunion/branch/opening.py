@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from errno import EDQUOT, ENOSPC
 from stat import S_IFREG
 
 from pyunion.branch import objects
@@ -198,8 +199,9 @@ def open_work(work_root: int, path: bytes, *, volatile: bool) -> int:
             _mark_volatile(work_root)
         return os.open(b"work", _DIR | os.O_NOFOLLOW, dir_fd=work_root)
     except OSError as error:
+        todo = "; make room there, or give -o ro for a read-only union" if error.errno in (ENOSPC, EDQUOT) else ""
         raise PyunionError(
-            f"cannot prepare the work directory {os.fsdecode(path)}: {error.strerror}", ExitCode.WORK
+            f"cannot prepare the work directory {os.fsdecode(path)}: {error.strerror}{todo}", ExitCode.WORK
         ) from None
 
 

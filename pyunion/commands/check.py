@@ -11,6 +11,7 @@ import os
 from argparse import Namespace
 from contextlib import ExitStack
 
+from pyunion import preflight
 from pyunion.branch import opening
 from pyunion.commands import given
 from pyunion.errors import ExitCode, printable
@@ -22,7 +23,7 @@ def run(arguments: Namespace) -> int:
     logging.getLogger("pyunion").setLevel(logging.ERROR)  # what readers warn of is found here
     work = os.path.realpath(os.fsencode(arguments.work))
     with ExitStack() as stack:
-        given.refuse_mounted(arguments.upper, arguments.work)
+        preflight.refuse_kernels(*map(os.fsencode, (arguments.upper, arguments.work)))
         for path in (arguments.upper, arguments.work):
             opening.lock_directory(os.fsencode(path), stack, shared=not arguments.repair)
         branches = given.branches(arguments, stack, writable=arguments.repair)

@@ -8,7 +8,6 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from pyunion import mountinfo
 from pyunion.branch import syscalls
 from pyunion.branch.work import remove_tree
 from pyunion.config import split_lowers
@@ -48,21 +47,6 @@ def branches(arguments: Namespace, stack: ExitStack, *, writable: bool = False) 
         prefix=marks.USER if arguments.userxattr else None,
         writable=writable,
     )
-
-
-def refuse_mounted(*directories: str) -> None:
-    """Raises PyunionError where the kernel's overlayfs has one of the directories mounted; it takes no lock on them.
-
-    A pyunion mount has one, and is found by that.
-    """
-    for given in directories:
-        path = os.path.realpath(os.fsencode(given))
-        for mount in mountinfo.read():
-            if mount.fstype == "overlay" and path in _writable(mount.options):
-                raise PyunionError(
-                    f"{given} is in use by the overlay mount on {os.fsdecode(mount.point)}; unmount that first",
-                    ExitCode.BUSY,
-                )
 
 
 def layout_and_tag(text: str) -> tuple[bytes, str]:
@@ -114,9 +98,3 @@ def remove(path: bytes) -> None:
     """Remove a directory of ours, if it is there."""
     if os.path.lexists(path):
         remove_tree(syscalls.AT_FDCWD, path)
-
-
-def _writable(options: bytes) -> list[bytes]:
-    """The directories that an overlay mount writes to, from its options in mountinfo."""
-    found = re.findall(rb"(?:^|,)(?:upper|work)dir=((?:\\.|[^,\\])*)", options)
-    return [os.path.realpath(re.sub(rb"\\(.)", rb"\1", path)) for path in found]

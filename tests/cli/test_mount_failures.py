@@ -28,8 +28,8 @@ _REFUSED = {
     "data-only-alone": ("--lower ::lower mnt", ExitCode.USAGE, "'::lower' has an empty element"),
     "data-only-first": ("--lower lower::other --lower lower mnt", ExitCode.USAGE, "data-only branches .* come last"),
     "data-only-file": ("--lower lower::file mnt", ExitCode.BRANCH, "lower branch file is not a directory"),
-    "upper-alone": ("--lower lower --upper upper mnt", ExitCode.USAGE, "--upper needs --work"),
-    "work-alone": ("--lower lower --work work mnt", ExitCode.USAGE, "--work is of no use without --upper"),
+    "upper-alone": ("--lower lower --upper upper mnt", ExitCode.USAGE, r"branch upper needs a work directory \(--work"),
+    "work-alone": ("--lower lower --work work mnt", ExitCode.USAGE, "directory work is of no use without an up"),
     "lower-twice": ("--lower lower -o lowerdir=lower mnt", ExitCode.USAGE, "given twice, by --lower and by -o"),
     "upper-twice": (f"{_RW} -o upperdir=upper mnt", ExitCode.USAGE, "given twice, by --upper and by -o"),
     "unknown-option": ("--lower lower -o ro,frobnicate=3 mnt", ExitCode.USAGE, "unknown option 'frobnicate=3'"),
@@ -126,7 +126,21 @@ def test_an_upper_without_room_for_the_work(here: Path) -> None:
     script = "mount -t tmpfs -o nr_inodes=4 none full; mkdir full/upper full/work; touch full/last"
     branches = ("--lower", "lower", "--upper", "full/upper", "--work", "full/work")
     done = pyunion("mount", *branches, "mnt", before=script, cwd=here)
-    _assert_refused(done, ExitCode.WORK, f"cannot prepare the work directory {here}/full/work: No space left on device")
+    sentence = f"cannot prepare the work directory {here}/full/work: No space left on device; make room there"
+    _assert_refused(done, ExitCode.WORK, sentence)
+
+
+@pytest.mark.parametrize("options", ["lowerdir=lower,upperdir=upper,workdir=work", "lowerdir=lower:other"])
+def test_an_upper_of_the_kernel(here: Path, options: str) -> None:
+    """It takes no lock; and looks at lower branches only, as we do."""
+    (here / "other").mkdir()
+    (here / "kernel").mkdir()
+    script = f"mount -t overlay -o {options.replace('dir=', f'dir={here}/').replace(':', f':{here}/')} none kernel"
+    done = pyunion("mount", *_RW.split(), "mnt", "-f", before=script, cwd=here)
+    if "upper" in options:
+        _assert_refused(done, ExitCode.BUSY, f"upper is in use by the overlay mount on {here}/kernel; unmount that f")
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_without_root_it_takes_fusermount3(here: Path) -> None:

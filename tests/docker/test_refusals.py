@@ -80,7 +80,7 @@ def test_who_may_not_look_into_docker_is_told_so(overlay2: Path, viewer: Viewer)
         ("--lower low/diff", "given twice, by --docker-layer and by --lower or -o lowerdir="),
         ("-o lowerdir=low/diff", "given twice, by --docker-layer and by --lower or -o lowerdir="),
         ("-o remount,ro", "a remount changes no branches; leave out --lower, --docker-layer"),
-        ("--upper low", "--upper needs --work"),
+        ("--upper low", "the upper branch low needs a work directory"),
     ],
 )
 def test_what_does_not_go_together(overlay2: Path, viewer: Viewer, arguments: str, sentence: str) -> None:
