@@ -177,6 +177,8 @@ import itertools, os, sys
 fd = os.open(os.path.join(sys.argv[1], "first"), os.O_WRONLY)
 for number in itertools.count():
     os.pwrite(fd, b"%09d" % number, 0)
+    if number == 0:
+        print("writing", flush=True)
 """
 
 
@@ -213,7 +215,9 @@ def test_a_layer_is_of_one_moment(written: Union) -> None:
 
 
 def test_a_branch_that_is_written_without_a_pause_is_refused(written: Union) -> None:
-    with subprocess.Popen([sys.executable, "-c", _WRITER, str(written.at)], stdout=subprocess.DEVNULL) as writer:
+    with subprocess.Popen([sys.executable, "-c", _WRITER, str(written.at)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"writing\n"
         try:
             done = command("commit", written.top, written.base / "new")
         finally:
