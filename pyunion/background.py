@@ -16,10 +16,11 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pyunion.errors import ExitCode, PyunionError
+from pyunion.interrupts import put_off
 
 log = logging.getLogger(__name__)
 
-Serve = Callable[[Callable[[], None]], None]
+Serve = Callable[[Callable[[], None]], object]
 
 
 def run(serve: Serve) -> int:
@@ -29,18 +30,28 @@ def run(serve: Serve) -> int:
     """
     _fill_stdio()
     receiver, sender = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _be_child(serve, sender)
-    os.close(sender)
+    child = 0
     try:
-        _await_report(receiver, child)
+        with put_off() as let_in:
+            child = os.fork()
+            if child == 0:
+                _be_child(serve, sender)
+            os.close(sender)
+            with let_in():
+                _await_report(receiver, child)
     except KeyboardInterrupt:
-        os.kill(child, signal.SIGTERM)
+        _end(child)
         raise
     finally:
         os.close(receiver)
     return child
+
+
+def _end(child: int) -> None:
+    """What was not ready is gone when we are, the mount too; unless Ctrl-C is pressed once more."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has ended, and was waited for
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
 
 
 def _await_report(receiver: int, child: int) -> None:
@@ -86,6 +97,8 @@ def _be_child(serve: Serve, sender: int) -> NoReturn:
             report(code, str(error))
         else:
             log.error("%s", error)
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED  # which the caller knows
     except BaseException as error:
         if reporting:
             traceback.print_exc()

@@ -7,8 +7,10 @@ pyunion.commands, imported when it is called, so that `--help` and refusals cost
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -64,11 +66,20 @@ def main(argv: list[str] | None = None) -> int:
         print(f"pyunion: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
+        return _end_by_ctrl_c()
     except BrokenPipeError:
         # the reader has seen enough; Python's own flush at exit must not complain about it either
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitCode.FAILURE
+
+
+def _end_by_ctrl_c() -> int:
+    """By the signal itself: a shell that sees a status instead goes on with the loop or script that we are part of."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+    return ExitCode.INTERRUPTED  # where it is blocked
 
 
 def mount_helper() -> int:

@@ -44,8 +44,9 @@ _MOST_CACHED_DIRS = 8192
 _STACKED = ("overlay", "fuse", "ecryptfs")
 
 
-def serve(config: MountConfig, listener: Listener) -> None:
-    """Mount and answer requests until the mount ends, and give the listener news of it. Raises PyunionError."""
+def serve(config: MountConfig, listener: Listener) -> bool:
+    """Mount and answer requests until the mount ends, and give the listener news of it; returns whether that was by
+    Ctrl-C. Raises PyunionError."""
     os.umask(0)  # modes come from the callers
     limit = _raise_descriptor_limit()
     with ExitStack() as stack:
@@ -68,6 +69,7 @@ def serve(config: MountConfig, listener: Listener) -> None:
         # What is there now stays: no collection has to look through it, least of all those of the interpreter's end.
         gc.freeze()
         trio.run(session.serve, listener, server.serve)
+    return session.interrupted
 
 
 def _published(config: MountConfig, fs: FileSystem, control: address.Published) -> int:

@@ -15,6 +15,7 @@ from pyunion.branch import opening
 from pyunion.branch.dirs import Branch, DirCache
 from pyunion.commands import counting, given
 from pyunion.errors import ExitCode, PyunionError
+from pyunion.interrupts import put_off
 from pyunion.layers import items, oci, staging, streams, tarwriter
 from pyunion.layers.snapshot import Snapshot
 from pyunion.layers.telling import told
@@ -58,7 +59,7 @@ def _commit(arguments: Namespace, branches: Branches, mounted: Branch | None) ->
             with counting.objects() as tell:
                 tarwriter.TarWriter(sink, epoch).write(told(items.layer_items(tree), tell))
 
-        with ExitStack() as stack:
+        with put_off() as let_in, ExitStack() as stack, let_in():
             tree = branches.union
             if mounted is not None:
                 tree = _frozen(branches, mounted, os.path.join(path, staging.PREFIX + b"snapshot"), stack).union

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pyunion.interrupts import put_off
 from pyunion.layers.telling import Tell, nobody
 
 
@@ -19,6 +20,7 @@ def objects() -> Iterator[Tell]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.completed} objects"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    # The cursor is hidden meanwhile, and is to come back.
+    with put_off() as let_in, Progress(*columns, console=Console(stderr=True), transient=True) as progress, let_in():
         task = progress.add_task("", total=None)
         yield lambda: progress.advance(task)

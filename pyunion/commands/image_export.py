@@ -15,6 +15,7 @@ from pyunion.branch import syscalls
 from pyunion.branch.work import remove_tree
 from pyunion.commands import counting, given
 from pyunion.errors import ExitCode, PyunionError
+from pyunion.interrupts import put_off
 from pyunion.layers import export, oci
 from pyunion.layers.store import Store
 
@@ -34,13 +35,14 @@ def run(arguments: Namespace) -> int:
     out = os.path.abspath(os.fsencode(arguments.out))
     if os.path.lexists(out):
         raise PyunionError(f"{arguments.out} is there already; name a new file", ExitCode.USAGE)
-    with ExitStack() as stack:
+    with put_off() as let_in, ExitStack() as stack:
         scratch = tempfile.mkdtemp(prefix=b".pyunion-new-", dir=os.path.dirname(out))
         stack.callback(remove_tree, syscalls.AT_FDCWD, scratch)
-        layout = oci.Layout.make(os.path.join(scratch, b"layout"))
-        image = _export(store, name, layout, name.rpartition(":")[2], arguments, epoch)
         archive = os.path.join(scratch, b"archive")
-        export.write_archive(layout, image, name, archive, int(time.time()) if epoch is None else epoch)
+        with let_in():
+            layout = oci.Layout.make(os.path.join(scratch, b"layout"))
+            image = _export(store, name, layout, name.rpartition(":")[2], arguments, epoch)
+            export.write_archive(layout, image, name, archive, int(time.time()) if epoch is None else epoch)
         syscalls.renameat2(syscalls.AT_FDCWD, archive, syscalls.AT_FDCWD, out, syscalls.RENAME_NOREPLACE)
     return ExitCode.OK
 

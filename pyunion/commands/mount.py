@@ -55,7 +55,8 @@ def _run(arguments: Namespace) -> int:
     if arguments.fake:
         return ExitCode.OK
     if config.foreground:
-        serve(config, notify.ServiceManager(printable(os.fsdecode(config.mountpoint))))
+        if serve(config, notify.ServiceManager(printable(os.fsdecode(config.mountpoint)))):
+            raise KeyboardInterrupt
     else:
         background.run(lambda ready: serve(config, notify.Listener(ready)))
     return ExitCode.OK
@@ -142,8 +143,8 @@ def _encoded(text: str | None) -> bytes | None:
     return None if text is None else os.fsencode(text)
 
 
-def serve(config: MountConfig, listener: notify.Listener) -> None:
-    """Be the daemon, until the mount ends. Raises PyunionError."""
+def serve(config: MountConfig, listener: notify.Listener) -> bool:
+    """Be the daemon, until the mount ends; returns whether that was by Ctrl-C. Raises PyunionError."""
     logs.start(config)
     try:
         from pyunion import daemon
@@ -151,4 +152,4 @@ def serve(config: MountConfig, listener: notify.Listener) -> None:
         raise PyunionError(f"{error}; run scripts/pyunion, which installs what is missing", ExitCode.FAILURE) from error
     if listener.ping_s is not None:
         faulthandler.enable()  # the service manager ends by SIGABRT what has hung, and its log then says where
-    daemon.serve(config, listener)
+    return daemon.serve(config, listener)

@@ -21,6 +21,7 @@ from rich.text import Text
 from pyunion.commands import drawing
 from pyunion.control import client
 from pyunion.errors import ExitCode, printable
+from pyunion.interrupts import put_off
 
 _ROWS = 10
 _TIMES = ("mean", "p50", "p90", "p99", "max")
@@ -39,7 +40,9 @@ def run(arguments: Namespace) -> int:
             for report in reports:
                 console.print(_screen(title, report))
         else:
-            with Live(Text(f"{title}: recording"), screen=True, auto_refresh=False) as live:
+            # The screen is another one meanwhile, and is to come back.
+            start = Text(f"{title}: recording")
+            with put_off() as let_in, Live(start, screen=True, auto_refresh=False) as live, let_in():
                 for report in reports:
                     live.update(_screen(title, report), refresh=True)
     return ExitCode.OK

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from errno import EBUSY, EINVAL
 from functools import partial
 from typing import Any
@@ -48,6 +48,21 @@ def _read_ahead(device: int) -> None:
         log.debug("read-ahead stays as it is: %s", error)
 
 
+def _note_signals() -> list[int]:
+    """A list of those that come before they can be handled: none may end the daemon and leave the mount."""
+    noted: list[int] = []
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, _: noted.append(number))
+    return noted
+
+
+async def _one_by_one(noted: Sequence[int], received: AsyncIterator[int]) -> AsyncIterator[int]:
+    for number in noted:
+        yield number
+    async for number in received:
+        yield number
+
+
 class Session:
     """One mount, from mount(2) to its end."""
 
@@ -67,6 +82,7 @@ class Session:
         self._tasks: trio.Nursery | None = None
         self._is_unmounted = False  # where we see it
         self._unmounting = trio.Lock()
+        self.interrupted = False  # told to end by Ctrl-C
         operations = Operations(fs)
         raw = RawRequests(fs, backing, self._start_task)
         hand_to = partial(wire.configure, raw.opcodes, passthrough=fs.settings.passthrough)
@@ -77,9 +93,12 @@ class Session:
             options.add("allow_other")
         if read_only:
             options.add("ro")
+        self._noted = _note_signals()
         try:
             pyfuse3.init(operations, os.fsdecode(mountpoint), options)
         except RuntimeError:
+            if signal.SIGINT in self._noted:  # fusermount3 was interrupted as well
+                raise KeyboardInterrupt from None
             raise PyunionError(
                 f"cannot mount on {os.fsdecode(mountpoint)}: the kernel or fusermount3 refused; "
                 "see the line above, or the system's log",
@@ -127,10 +146,11 @@ class Session:
             task_status.started()
             async with trio.open_nursery() as nursery:
                 first = True
-                async for number in received:
+                async for number in _one_by_one(self._noted, received):
                     log.info("%s: unmounting %s", signal.Signals(number).name, os.fsdecode(self._mountpoint))
                     if first:
                         first = False
+                        self.interrupted = number == signal.SIGINT
                         listener.stopping()
                         nursery.start_soon(self._unmount_when_free, listener)
                     else:

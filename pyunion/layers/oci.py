@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from typing import Any, BinaryIO, NamedTuple
 
 from pyunion.errors import PyunionError
+from pyunion.interrupts import put_off
 from pyunion.layers import streams
 
 Json = dict[str, Any]
@@ -119,14 +120,15 @@ class Layout:
 
     def put_layer(self, compression: str, write: Callable[[streams.HashingWriter], None]) -> Layer:
         """Store a layer that `write` writes as a tar archive."""
-        with tempfile.NamedTemporaryFile(dir=self._at("blobs/sha256"), prefix=b".new-") as file:
+        with put_off() as let_in, tempfile.NamedTemporaryFile(dir=self._at("blobs/sha256"), prefix=b".new-") as file:
             blob = streams.HashingWriter(file)
             packed = streams.compressor(compression, blob)
             tar = streams.HashingWriter(packed)
-            write(tar)
-            packed.close()
-            file.flush()
-            os.fsync(file.fileno())
+            with let_in():
+                write(tar)
+                packed.close()
+                file.flush()
+                os.fsync(file.fileno())
             os.chmod(file.name, 0o644)
             place = self._at("blobs/sha256/" + blob.digest.partition(":")[2])
             with contextlib.suppress(FileExistsError):
@@ -149,11 +151,12 @@ class Layout:
 
     def _put(self, name: str, data: bytes) -> None:
         temporary = self._at(name) + b".new-%d" % os.getpid()
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, self._at(name))
+        with put_off():
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(temporary, self._at(name))
 
     def _read_json(self, path: bytes) -> Json:
         try:

@@ -14,6 +14,7 @@ from errno import EEXIST, ENODATA, ENOTEMPTY, ENOTSUP
 from pyunion.branch import syscalls
 from pyunion.branch.work import remove_tree
 from pyunion.errors import ExitCode, PyunionError
+from pyunion.interrupts import put_off
 
 PREFIX = b".pyunion-new-"
 
@@ -25,27 +26,33 @@ def staged(place: bytes) -> Iterator[int]:
     parent = os.path.dirname(os.path.abspath(place))
     if os.path.lexists(place):
         raise taken(place)
-    try:
-        path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
-    except OSError as error:
-        raise PyunionError(f"cannot create {os.fsdecode(place)}: {error.strerror}") from None
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fchmod(fd, 0o755)
-        without_acls(fd)
-        yield fd
-        syscalls.syncfs(fd)
+    with put_off() as let_in:
         try:
-            syscalls.renameat2(syscalls.AT_FDCWD, path, syscalls.AT_FDCWD, place, syscalls.RENAME_NOREPLACE)
+            path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
         except OSError as error:
-            if error.errno in (EEXIST, ENOTEMPTY):
-                raise taken(place) from None
+            raise PyunionError(f"cannot create {os.fsdecode(place)}: {error.strerror}") from None
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(fd, 0o755)
+            without_acls(fd)
+            with let_in():
+                yield fd
+                syscalls.syncfs(fd)
+            _put(path, place)
+        except BaseException:
+            remove_tree(syscalls.AT_FDCWD, path)
             raise
-    except BaseException:
-        remove_tree(syscalls.AT_FDCWD, path)
+        finally:
+            os.close(fd)
+
+
+def _put(path: bytes, place: bytes) -> None:
+    try:
+        syscalls.renameat2(syscalls.AT_FDCWD, path, syscalls.AT_FDCWD, place, syscalls.RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno in (EEXIST, ENOTEMPTY):
+            raise taken(place) from None
         raise
-    finally:
-        os.close(fd)
 
 
 def without_acls(fd: int) -> None:

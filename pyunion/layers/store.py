@@ -20,6 +20,7 @@ from pyunion.branch import syscalls
 from pyunion.branch.dirs import Branch, DirCache
 from pyunion.branch.work import remove_tree
 from pyunion.errors import ExitCode, PyunionError
+from pyunion.interrupts import put_off
 from pyunion.layers import oci, staging, streams, tarreader
 from pyunion.layers.sources import SourceImage, SourceLayer
 from pyunion.layers.telling import Tell, nobody
@@ -58,19 +59,20 @@ class Store:
         """Unpack an image under a name; returns its layers, topmost first. Raises PyunionError; nothing stays then."""
         new: list[bytes] = []
         chain: list[str] = []
-        try:
-            for layer in image.layers:
-                chain.append(_chain_id(chain[-1:], layer.diff_id))
-                place = self._layer(chain[-1])
-                if not os.path.isdir(place):
-                    with staging.staged(place) as fd:
-                        self._unpack(layer, fd, place, [self._layer(each) for each in reversed(chain[:-1])])
-                    new.append(place)
-            self._write(name, {"config": image.config, "layers": chain})
-        except BaseException:
-            for place in new:
-                remove_tree(syscalls.AT_FDCWD, place)
-            raise
+        with put_off() as let_in:
+            try:
+                for layer in image.layers:
+                    chain.append(_chain_id(chain[-1:], layer.diff_id))
+                    place = self._layer(chain[-1])
+                    if not os.path.isdir(place):
+                        with staging.staged(place) as fd, let_in():
+                            self._unpack(layer, fd, place, [self._layer(each) for each in reversed(chain[:-1])])
+                        new.append(place)
+                self._write(name, {"config": image.config, "layers": chain})
+            except BaseException:
+                for place in new:
+                    remove_tree(syscalls.AT_FDCWD, place)
+                raise
         return self.layers(name)
 
     def layers(self, name: str) -> list[bytes]:

@@ -40,12 +40,14 @@ CALLS = """
 ANSWERS = ("write", "writev")  # to the kernel's requests: after the last call on a branch comes one of these
 
 _FILTER, _NEW_LISTENER = 1, 8  # SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER
+_WAIT_KILLABLE = 32  # SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (Linux 5.19): no signal interrupts a call that is stopped
 _ALLOW, _ASK = 0x7FFF0000, 0x7FC00000
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
 _INSTRUCTION = struct.Struct("=HBBI")
 _RECV, _SEND = 0xC0502100, 0xC0182101
 _QUESTION, _ANSWER = struct.Struct("=QII iI Q6Q"), struct.Struct("=QqiI")
 _CONTINUE = 1
+_FAILED = 70  # the exit status of who has not come as far as its command
 # What becomes of a call: the errno that it fails with; 0: it is made; None: it never returns.
 Action = Callable[[], "int | None"]
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -65,7 +67,7 @@ def _install_filter() -> int:
     program += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ASK)]
     code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*line) for line in program))
     head = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
-    fd: int = _libc.syscall(numbers()["seccomp"], _FILTER, _NEW_LISTENER, head)
+    fd: int = _libc.syscall(numbers()["seccomp"], _FILTER, _NEW_LISTENER | _WAIT_KILLABLE, head)
     if fd < 0:
         raise OSError(ctypes.get_errno(), "seccomp(2)")
     return fd
@@ -116,6 +118,12 @@ class Watched:
         self._thread.start()
 
     def _reap(self) -> int:
+        code = self._await_exit()
+        if self._thread is not None:
+            self._thread.join(PATIENCE)
+        return code
+
+    def _await_exit(self) -> int:
         with_pidfd = os.pidfd_open(self._pid)
         try:
             if not select.select([with_pidfd], [], [], PATIENCE)[0]:
@@ -124,8 +132,6 @@ class Watched:
             os.close(with_pidfd)
         code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         self._pid = 0
-        if self._thread is not None:
-            self._thread.join(PATIENCE)
         return code
 
     # -- the other side of its filter, in a thread ----------------------------------------------------------------
@@ -221,16 +227,25 @@ class Supervised(Watched, PyunionMount):
 def _become(
     words: Sequence[str], log: Path, supervisor: socket.socket, rules: Sequence[str] = (), **environment: str
 ) -> NoReturn:
-    """In the new process. Never returns."""
-    code = 70
+    """In the new process, which logs there. Never returns."""
     try:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-        for fd, target in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (out, 2), (supervisor.fileno(), 3)):
+        for fd, target in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (out, 2)):
             os.dup2(fd, target)
+        os.environ.update(environment)
+        become_watched(words, supervisor, rules)
+    finally:
+        os._exit(_FAILED)
+
+
+def become_watched(words: Sequence[str], supervisor: socket.socket, rules: Sequence[str] = ()) -> NoReturn:
+    """In a new process that has its standard streams. Never returns."""
+    code = _FAILED
+    try:
+        os.dup2(supervisor.fileno(), 3)
         os.closerange(4, 1 << 16)
         sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
         logging.getLogger().handlers.clear()  # those of this process
-        os.environ.update(environment)
         with socket.socket(fileno=3) as channel:
             listener = _install_filter()
             socket.send_fds(channel, [b"x"], [listener])
