@@ -32,7 +32,7 @@ from pyunion.control.facts import Facts
 from pyunion.control.server import Server
 from pyunion.fs.filesystem import FileSystem, Settings
 from pyunion.fuse.backing import Backing
-from pyunion.fuse.session import Session
+from pyunion.fuse.session import Session, signals_held
 from pyunion.live import Live
 from pyunion.notify import Listener
 from pyunion.union import marks
@@ -56,6 +56,7 @@ def serve(config: MountConfig, listener: Listener) -> bool:
         backing = Backing(fs.files)
         control, published = address.listen(stack)
         facts = Facts(config, fs, backing)
+        stack.enter_context(signals_held())
         if config.metrics is not None:
             facts.metrics = _serve_metrics(config.metrics, facts, stack)
         board_fd = _published(config, fs, published)

@@ -1,8 +1,8 @@
 """The session with the kernel: mounting, serving, unmounting.
 
 Owns the mount options and the end of the mount: on a signal it unmounts, waits while somebody keeps the mount busy, and
-detaches it only when it is asked a second time; a copy in another mount namespace ends then, too. Branches and the file
-system are built elsewhere.
+detaches it only when it is asked a second time; a copy in another mount namespace ends then, too. A signal that comes
+between mount(2) and the first request waits until then. Branches and the file system are built elsewhere.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from errno import EBUSY, EINVAL
 from functools import partial
 from typing import Any
@@ -48,19 +49,15 @@ def _read_ahead(device: int) -> None:
         log.debug("read-ahead stays as it is: %s", error)
 
 
-def _note_signals() -> list[int]:
-    """A list of those that come before they can be handled: none may end the daemon and leave the mount."""
-    noted: list[int] = []
-    for number in _SIGNALS:
-        signal.signal(number, lambda number, _: noted.append(number))
-    return noted
-
-
-async def _one_by_one(noted: Sequence[int], received: AsyncIterator[int]) -> AsyncIterator[int]:
-    for number in noted:
-        yield number
-    async for number in received:
-        yield number
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """To be entered before there is a mount, which a signal's default action would leave dead; and before any thread is
+    started that lives as long, as a signal is for whichever thread takes it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Session:
@@ -93,12 +90,9 @@ class Session:
             options.add("allow_other")
         if read_only:
             options.add("ro")
-        self._noted = _note_signals()
         try:
             pyfuse3.init(operations, os.fsdecode(mountpoint), options)
         except RuntimeError:
-            if signal.SIGINT in self._noted:  # fusermount3 was interrupted as well
-                raise KeyboardInterrupt from None
             raise PyunionError(
                 f"cannot mount on {os.fsdecode(mountpoint)}: the kernel or fusermount3 refused; "
                 "see the line above, or the system's log",
@@ -143,10 +137,11 @@ class Session:
         self, listener: Listener, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         with trio.open_signal_receiver(*_SIGNALS) as received:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             task_status.started()
             async with trio.open_nursery() as nursery:
                 first = True
-                async for number in _one_by_one(self._noted, received):
+                async for number in received:
                     log.info("%s: unmounting %s", signal.Signals(number).name, os.fsdecode(self._mountpoint))
                     if first:
                         first = False
