@@ -13,46 +13,48 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from trials import clients, faults, kills, power, soak
+from trials import clients, faults, kills, power, soak, stopping
 from trials.operations import OPERATIONS, Operation
-from trials.union import Home
+from trials.union import TROUBLE, Home
 
 CLIENTS = 150
+Tries = Generator[tuple[str, str], None, None]
 
 
 class Row(NamedTuple):
-    """A kind of fault: for each try, where it was and what was lost, "" if nothing."""
+    """A kind of fault: for each try, where it was and what was lost, "" if nothing. With `tells` each try is told."""
 
     name: str
-    tries: Callable[[Home, Sequence[Operation]], Iterator[tuple[str, str]]]
+    tries: Callable[[Home, Sequence[Operation]], Tries]
+    tells: bool = False
 
 
-def killed(home: Home, operations: Sequence[Operation]) -> Iterator[tuple[str, str]]:
+def killed(home: Home, operations: Sequence[Operation]) -> Tries:
     for operation in operations:
         for one in kills.walk(home, operation):
             yield f"{operation.name}, killed at call {one.number}, {one.call}", one.lost
 
 
-def failed(home: Home, operations: Sequence[Operation]) -> Iterator[tuple[str, str]]:
+def failed(home: Home, operations: Sequence[Operation]) -> Tries:
     for operation in operations:
         for one in faults.walk(home, operation):
             yield f"{operation.name}, {one.error} at call {one.number}, {one.call}", one.lost
 
 
-def interrupted(extension: bool) -> Callable[[Home, Sequence[Operation]], Iterator[tuple[str, str]]]:
-    def tries(home: Home, operations: Sequence[Operation]) -> Iterator[tuple[str, str]]:
+def interrupted(extension: bool) -> Callable[[Home, Sequence[Operation]], Tries]:
+    def tries(home: Home, operations: Sequence[Operation]) -> Tries:
         for one in clients.walk(home, operations, CLIENTS, extension=extension):
             yield f"client killed at call {one.number}", one.lost
 
     return tries
 
 
-def without_power(home: Home, operations: Sequence[Operation]) -> Iterator[tuple[str, str]]:
+def without_power(home: Home, operations: Sequence[Operation]) -> Tries:
     for kind in power.KINDS:
         with power.machine(kind, home.base) as machine:
             for operation in operations:
@@ -60,8 +62,8 @@ def without_power(home: Home, operations: Sequence[Operation]) -> Iterator[tuple
                     yield f"{operation.name}, power cut on {kind} {one.when}", one.lost
 
 
-def loaded(minutes: float) -> Callable[[Home, Sequence[Operation]], Iterator[tuple[str, str]]]:
-    def tries(home: Home, operations: Sequence[Operation]) -> Iterator[tuple[str, str]]:
+def loaded(minutes: float) -> Callable[[Home, Sequence[Operation]], Tries]:
+    def tries(home: Home, operations: Sequence[Operation]) -> Tries:
         yield from soak.walk(home, minutes)
 
     return tries
@@ -73,7 +75,7 @@ ROWS = {
     "clients": Row("client killed", interrupted(True)),
     "bare": Row("client killed, without the extension", interrupted(False)),
     "power": Row("power cut", without_power),
-    "soak": Row("mixed load", loaded(1)),
+    "soak": Row("mixed load", loaded(1), tells=True),
 }
 
 
@@ -89,13 +91,21 @@ def place(kind: str) -> Iterator[Home]:
 
 
 def run(kind: str, operations: Sequence[Operation]) -> Counter[bool]:
-    """How many tries lost something, and how many did not; a loss is told when it happens."""
+    """How many tries lost something, and how many did not; a loss is told when it happens. The try that a signal finds
+    is not counted: a signal to all processes of the run has disturbed it."""
     outcomes: Counter[bool] = Counter()
-    with place(kind) as home:
-        for where, lost in ROWS[kind].tries(home, operations):
-            outcomes[bool(lost)] += 1
-            if lost:
-                print(f"{where}: {lost}", file=sys.stderr, flush=True)
+    row = ROWS[kind]
+    try:
+        with place(kind) as home, closing(row.tries(home, operations)) as tries:
+            for where, lost in tries:
+                if stopping.asked():
+                    break
+                outcomes[bool(lost)] += 1
+                if lost or row.tells:
+                    print(f"{where}: {lost or 'well'}", file=sys.stderr, flush=True)
+    except (subprocess.SubprocessError, *TROUBLE):
+        if not stopping.asked():
+            raise
     return outcomes
 
 
@@ -107,7 +117,7 @@ def main() -> int:
     )
     parser.add_argument("--operation", default="", help="only operations whose name has this in it")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing stays mounted then, either
+    stopping.listen()
     operations = [operation for operation in OPERATIONS if arguments.operation in operation.name]
     print(f"{'':40}{'tries':>8}{'survived':>10}{'losses':>8}", flush=True)
     losses = 0
@@ -119,6 +129,9 @@ def main() -> int:
         outcomes = run(kind, operations)
         print(f"{ROWS[kind].name:40}{sum(outcomes.values()):8}{outcomes[False]:10}{outcomes[True]:8}", flush=True)
         losses += outcomes[True]
+        if number := stopping.asked():
+            print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
+            return 128 + number
     return 1 if losses else 0
 
 
