@@ -41,8 +41,8 @@ def walk(home: Home, minutes: float) -> Iterator[tuple[str, str]]:
     (lower / "others").mkdir()
     home.empty()
     mount = PyunionMount(home.at)
-    mount.start(Layers([lower, *home.lowers], home.upper, home.work))
     try:
+        mount.start(Layers([lower, *home.lowers], home.upper, home.work))
         yield from _soak(home, mount, minutes)
         mount.stop()
     except TROUBLE as error:

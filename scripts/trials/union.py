@@ -71,9 +71,9 @@ class Home:
             yield self.at
             if mount in Mount.live:
                 mount.stop()
-        finally:
-            if mount in Mount.live:
-                mount.abandon()
+        except BaseException:
+            mount.abandon()  # a program that was to mount may have done so, and been interrupted then
+            raise
 
     def pyunion(self, *, extension: bool = True) -> Supervised:
         return Supervised(self.at, extension=extension, missing=self.missing)

@@ -89,12 +89,14 @@ def _ask(request: dict[str, Any], fds: Sequence[int] = ()) -> int:
 
 @functools.cache
 def _server() -> tuple[socket.socket, int]:
-    """The process that forks, which ends with us: what it is asked by, and its number."""
+    """The process that forks, which ends with us: what it is asked by, and its number. A signal to all of us, as by
+    Ctrl-C, does not come to it: whoever is interrupted still has mounts to take down."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         server = subprocess.Popen(
             [sys.executable, *_words()],
             cwd=REPOSITORY, env=os.environ | PYTHON_IS_TOLD, stdin=theirs.fileno(), stdout=subprocess.DEVNULL,
+            start_new_session=True,
         )  # fmt: skip
     atexit.register(server.wait)
     atexit.register(ours.close)
