@@ -71,9 +71,9 @@ def _held(pid: int, mount: Mounted) -> bytes | None:
         if _fdinfo(pid, fd, b"mnt_id:") == mount.mount_id:
             return target
     device = b"%02x:%02x" % (os.major(mount.device), os.minor(mount.device))
-    for line in _read(pid, b"maps").split(b"\n")[:-1]:  # not by splitlines: a name may have \r
+    for line in _read(pid, b"maps").split(b"\n"):  # names may have other ends of lines in them
         fields = line.split(None, 5)
-        if fields[3] == device and len(fields) == 6:
+        if len(fields) == 6 and fields[3] == device:
             return fields[5]
     return None
 

@@ -58,7 +58,7 @@ def mounted() -> list[Mounted]:
 
 def parse_mountinfo(text: bytes) -> list[Mounted]:
     found = []
-    for line in text.rstrip(b"\n").split(b"\n"):
+    for line in text.split(b"\n")[:-1]:  # names may have other ends of lines in them
         fields = line.split(b" ")
         after = fields.index(b"-")
         found.append(Mounted(_unescape(fields[4]), fields[after + 1].decode(), _unescape(fields[after + 2])))
