@@ -85,12 +85,19 @@ def stage_file(work_fd: int, name: bytes, source: Source, size: int, terms: Term
     On failure nothing is left behind. Raises OSError.
     """
     with _staging(work_fd, name) as fd:
-        shared = bool(size) and copy_data(source.data_fd, fd, size, terms.shares)
+        shared = _fill(fd, source.data_fd, size, terms.shares)
         _dress_file(fd, source, terms)
         if size < source.st.st_size:
             os.utime(fd, ns=(source.st.st_atime_ns, time.time_ns()))
         if terms.sync and size and not shared:
             ordering.write_out(fd, terms.ordered)
+
+
+def stage_data(work_fd: int, name: bytes, source_fd: int, size: int) -> None:
+    """Make `name` in the work directory a file of the first `size` bytes, and no copy of anything else. On failure
+    nothing is left behind."""
+    with _staging(work_fd, name) as fd:
+        _fill(fd, source_fd, size, may_share=False)
 
 
 def stage_shared(work_fd: int, name: bytes, source: Source, terms: Terms) -> bool:
@@ -232,16 +239,23 @@ def _set_xattr(target: int | bytes, key: bytes, value: bytes, terms: Terms, foll
             raise
 
 
+def _fill(fd: int, source_fd: int, size: int, may_share: bool) -> bool:
+    """Give an empty file the first `size` bytes of another one; whether they are shared."""
+    shared = bool(size) and copy_data(source_fd, fd, size, may_share)
+    if size and not shared:
+        os.ftruncate(fd, size)  # there may be a hole at the end
+    return shared
+
+
 def copy_data(src_fd: int, dst_fd: int, size: int, may_share: bool) -> bool:
-    """Copy the first `size` bytes into an empty file: shared blocks where the file system can, else the data
-    between the holes, so that sparse stays sparse. Whether they are shared."""
+    """Copy the first `size` bytes into a file that holds no data yet: shared blocks where the file system can, else the
+    data between the holes, so that sparse stays sparse. Whether they are shared; if not, the file may be shorter."""
     if may_share:
         with suppress(OSError):  # copying says what is really wrong
             _share(src_fd, dst_fd, size)
             return True
     for start, end in objects.data_extents(src_fd, size):
         _copy_range(src_fd, dst_fd, start, end)
-    os.ftruncate(dst_fd, size)
     return False
 
 

@@ -60,7 +60,7 @@ class Attributes:
         if changes.size is not None:
             assert isinstance(node, File)
             await self._truncate(node, changes.size, fd, caller)
-        elif not node.in_upper:
+        elif not node.in_upper or (isinstance(node, File) and node.data is not None):
             await self._bring_up(node)
         where = node.address()
         if changes.uid is not None or changes.gid is not None:

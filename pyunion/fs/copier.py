@@ -24,7 +24,7 @@ from pyunion.branch.remote import Remote, close
 from pyunion.branch.work import Work
 from pyunion.fs.links import Links
 from pyunion.fs.locks import KeyedLock
-from pyunion.fs.nodes import Directory, File, Node, Table
+from pyunion.fs.nodes import Directory, File, Node, Place, Table
 from pyunion.fs.progress import Progress, filled, reached
 from pyunion.fs.waiting import LITTLE, Left, OnDisk, in_order, in_thread, open_by
 
@@ -117,8 +117,9 @@ class Copier:
     # -- everything else --------------------------------------------------------------------------------------
 
     async def data(self, file: File, size: int | None = None, first: First | None = None) -> bool:
-        """Bring the whole file into upper; with `size`, only its first bytes, as the rest is about to go. Whether that
-        has made a file of this size. `first` is done with a copy before it counts: if that fails all is as it was."""
+        """Bring the whole file into upper; with `size`, only its first bytes if that can be, as the rest is about to
+        go. Whether that has cut it to this size; if not, or if it fails, the file is as long as it was. `first` is done
+        with a copy before it counts."""
         if file.in_upper and file.data is None:
             return False
         work = self.work
@@ -126,12 +127,16 @@ class Copier:
             if not file.in_upper:
                 return await self._copy(work, file, size, first)
             if file.data is not None:
-                await self._complete(work, file, size, first)
+                return await self._complete(work, file, size, first)
             return False
 
     async def metadata(self, file: File) -> None:
-        """Bring into upper what a change of owner, mode, times or xattrs needs."""
+        """Bring into upper what a change of owner, mode, times or xattrs needs. Where a metadata-only copy is getting
+        its data this waits for them: then it gets its times back."""
         if file.in_upper:
+            if file.data is not None and self.locks.must_wait(file.ino):
+                async with self.locks.hold(file.ino):
+                    pass
             return
         if not self.metacopy or self.work.xattr_prefix is None:
             await self.data(file)
@@ -146,6 +151,7 @@ class Copier:
         st = file.ask(objects.stat)
         remote = file.remote or file.dir.branch.remote
         origin = self._origin_of(file, st)
+        wanted = _wanted(file, st, size, remote)
         data = None
         protection = 0
         kind = "file"
@@ -166,8 +172,11 @@ class Copier:
                     data = file.data or (file.dir, file.real)
                     kind = "metadata"
                 else:
-                    await self._stage_data(work, file, staged, source, size, stack)
+                    await self._stage_data(work, file, staged, source, wanted, stack)
         with _discarded_on_failure(work, staged), ExitStack() as stack:
+            if wanted < _wanted(file, st, size, remote):  # somebody has opened it meanwhile
+                work.discard(staged)
+                return await self._copy(work, file, None, first)
             self._mark_origin(work, staged, origin)
             if first is not None:
                 first(work.fd, staged)
@@ -180,7 +189,7 @@ class Copier:
         file.data = data
         file.protection = protection
         self.progress.done[kind] += 1
-        return size is not None and size < st.st_size
+        return wanted < st.st_size
 
     def _ask_ahead(self, file: File) -> None:
         """Before the data are copied: what putting the copy in place has to know, as it would be copied again."""
@@ -196,13 +205,12 @@ class Copier:
         return self.origins.of(file.dir, file.real)
 
     async def _stage_data(
-        self, work: Work, file: File, staged: bytes, source: copyup.Source, size: int | None, stack: ExitStack
+        self, work: Work, file: File, staged: bytes, source: copyup.Source, wanted: int, stack: ExitStack
     ) -> None:
         """`stack` closes the source; not before the thread has ended, which may be later than this."""
         remote = file.remote or file.dir.branch.remote
-        wanted = source.st.st_size if size is None else min(size, source.st.st_size)
         # What is little is copied at once anyway, and then shared if it can be.
-        may_share = work.terms.shares and remote is None and size is None and wanted > LITTLE
+        may_share = work.terms.shares and remote is None and wanted == source.st.st_size and wanted > LITTLE
         if may_share and await self._on_disk.call(0, copyup.stage_shared, work.fd, staged, source, work.terms):
             return
         stage = partial(copyup.stage_file, work.fd, staged, source, wanted, work.terms)
@@ -256,39 +264,84 @@ class Copier:
         if node.copied and into.branch.xattr_prefix is not None:
             branch_marks.set_impure(into)
 
-    async def _complete(self, work: Work, file: File, size: int | None, first: First | None) -> None:
+    async def _complete(self, work: Work, file: File, size: int | None, first: First | None) -> bool:
         """Give a metadata-only copy its data. Until the mark goes, the file below counts."""
         assert file.data is not None
-        directory, name = file.data
-        remote = directory.branch.remote
-        source = await open_by(directory, objects.open_file, name, os.O_RDONLY)
-        try:
-            target = objects.open_file(*file.address(), os.O_WRONLY)
-            try:
-                if first is not None:
-                    first(*file.address())
-                st = os.fstat(target)
-                wanted = st.st_size if size is None else min(size, st.st_size)
-                with self.progress.copying(file.path(), wanted, partial(filled, target)):
-                    shared = await in_thread(
-                        copyup.copy_data, source, target, wanted, work.terms.shares, of=remote, to_the_end=True
-                    )
-                os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
-                if work.terms.sync and not shared:
-                    await in_thread(ordering.write_out, target, work.terms.ordered)
-            finally:
-                os.close(target)
-        finally:
-            close(source, remote)
-        if remote is not None:
-            await _swap_in_order(file, file.address(), remote)
+        remote = file.remote
         with ExitStack() as stack:
+            target = objects.open_file(*file.address(), os.O_WRONLY)
+            stack.callback(os.close, target)
+            if first is not None:
+                first(*file.address())
+            st = os.fstat(target)
+            wanted = _wanted(file, st, size, remote)
+            staged = work.temp_name()
+            measure = partial(filled, target) if remote is None else partial(reached, work.fd, staged)
+            with self.progress.copying(file.path(), wanted, measure):
+                source = await _data_below(work, file.data, staged, wanted)
+                stack.callback(os.close, source)
+                await _fill(work, source, target, wanted, st)
+            if wanted < _wanted(file, st, size, remote):  # somebody has opened it meanwhile
+                return await self._complete(work, file, None, None)
+            if remote is not None:
+                await _swap_in_order(file, file.address(), remote)
             swapped = [] if remote is not None else _open_again(file, file.address(), stack)
-            with suppress(FileNotFoundError):
-                branch_marks.clear_metacopy(*file.address(), file.dir.branch)
+            _end_metadata_only(file, target, st, wanted)
             file.data = None
             _swap_descriptors(swapped)
         self.progress.done["data"] += 1
+        return wanted < st.st_size
+
+
+async def _data_below(work: Work, place: Place, staged: bytes, wanted: int) -> int:
+    """A descriptor of the data of a metadata-only copy. Where they are on a branch that may not answer they are fetched
+    into a file, which goes again: a thread that is left behind must not write to what others see."""
+    directory, name = place
+    remote = directory.branch.remote
+    source = await open_by(directory, objects.open_file, name, os.O_RDONLY)
+    if remote is None:
+        return source
+    with ExitStack() as stack:
+        stack.callback(close, source, remote)
+        try:
+            await in_thread(copyup.stage_data, work.fd, staged, source, wanted, of=remote)
+        except Left as left:
+            left.afterwards(partial(_drop_copy, stack.pop_all(), work, staged))
+            raise
+    try:
+        return os.open(staged, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work.fd)
+    finally:
+        work.discard(staged)
+
+
+async def _fill(work: Work, source: int, target: int, wanted: int, st: os.stat_result) -> None:
+    """Copy data into a metadata-only copy, which keeps its times and its size."""
+    shared = await in_thread(copyup.copy_data, source, target, wanted, work.terms.shares)
+    os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+    if work.terms.sync and not shared:
+        await in_thread(ordering.write_out, target, work.terms.ordered)
+
+
+def _wanted(file: File, st: os.stat_result, size: int | None, remote: Remote | None) -> int:
+    """How many bytes to copy. All of them where others have the file open on a branch that may not answer: they read
+    the copy before it is in place, and go on to if it never gets there."""
+    if size is None or (remote is not None and file.fds):
+        return st.st_size
+    return min(size, st.st_size)
+
+
+def _end_metadata_only(file: File, target: int, st: os.stat_result, wanted: int) -> None:
+    """Let a copy, whose data are there, stand for itself, cut to the wanted length. Both or nothing."""
+    if wanted < st.st_size:
+        os.ftruncate(target, wanted)
+    try:
+        with suppress(FileNotFoundError):
+            branch_marks.clear_metacopy(*file.address(), file.dir.branch)
+    except OSError:
+        if wanted < st.st_size:
+            os.ftruncate(target, st.st_size)
+            os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+        raise
 
 
 def _drop_copy(stack: ExitStack, work: Work, staged: bytes, result: None) -> None:
@@ -331,15 +384,18 @@ def _swap_descriptors(pairs: list[tuple[int, int]]) -> None:
 
 async def _swap_in_order(file: File, copy: tuple[int, bytes], remote: Remote) -> None:
     """The same where dup2(2), which closes the lower file, may not come back. So it is done before the copy is put in
-    place, which has the same data; nobody can write to it yet."""
+    place, which has the same data; nobody can write to it yet, or ever, if this ends before the copy is in place."""
     file.swapped = set()
     while (fd := next((fd for fd in file.fds or () if fd not in file.swapped), -1)) >= 0:
-        fresh = objects.open_file(*copy, os.O_RDONLY)
         file.swapped.add(fd)
-        try:
-            await in_order(remote, partial(os.dup2, fresh, fd, inheritable=False))
-        finally:
-            os.close(fresh)
+        await in_order(remote, partial(_replace, objects.open_file(*copy, os.O_RDONLY), fd))
+
+
+def _replace(fresh: int, fd: int) -> None:
+    try:
+        os.dup2(fresh, fd, inheritable=False)
+    finally:
+        os.close(fresh)
 
 
 async def _open_source(file: File, st: os.stat_result, stack: ExitStack) -> copyup.Source:

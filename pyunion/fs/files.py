@@ -128,21 +128,24 @@ class OpenFiles:
         return fd
 
     async def _truncated(self, file: File, flags: int, caller: Caller) -> int:
-        """Bring a file into upper that is about to be truncated. Where that makes a copy, a descriptor of it, opened
-        before it is in place: an open(2) that fails truncates nothing. Else -1."""
+        """Bring a file into upper that is about to be truncated. Where that has cut it already, a descriptor of it,
+        opened before: an open(2) that fails truncates nothing. Else -1."""
         opened: list[int] = []
 
         def first(directory_fd: int, name: bytes) -> None:
             opened.append(objects.open_file(directory_fd, name, flags & _KEEP & ~os.O_TRUNC))
 
+        cut = False
         try:
-            await self._copier.data(file, 0, first)
+            cut = await self._copier.data(file, 0, first)
             clear_setid(file, caller, self._gids)
         except BaseException:
-            for fd in opened:
-                os.close(fd)
+            cut = False
             raise
-        return opened[0] if opened else -1
+        finally:
+            for fd in opened if not cut else ():
+                os.close(fd)
+        return opened[0] if cut else -1
 
     def _may_sync_unseen(self, file: File, flags: int) -> bool:
         """Whether the kernel may sync data of a copy by itself, for a mapping or O_DSYNC, while it is not on disk yet

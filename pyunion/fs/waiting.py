@@ -75,17 +75,12 @@ def task_needed() -> Generator[None, None, None]:
         yield
 
 
-async def in_thread(
-    function: Callable[..., _T], *arguments: Any, of: Remote | None = None, to_the_end: bool = False
-) -> _T:
+async def in_thread(function: Callable[..., _T], *arguments: Any, of: Remote | None = None) -> _T:
     """Call a function that may take long, while other requests go on. `of` says which branch it may wait for for ever:
-    at the end of the mount nobody waits for that. Raises Left when the caller dies, unless it has to be waited for
-    `to_the_end`."""
+    at the end of the mount nobody waits for that, and Left is raised when the caller dies."""
     await task_needed()
     if of is None:
         return await trio.to_thread.run_sync(function, *arguments)
-    if to_the_end:
-        return await _by_thread_of(of, function, *arguments)
     call = _Call(function, arguments)
     try:
         with interruptible():
@@ -127,7 +122,8 @@ class OnDisk:
 
 
 async def in_order(of: Remote, step: Callable[[], object]) -> None:
-    """Have a step made that ends with close(2) of a file of a branch, as Remote.in_order() does."""
+    """Have a step made that ends with close(2) of a file of a branch, as Remote.in_order() does. Who dies does not wait
+    for it; it is made all the same."""
     await task_needed()
     done = trio.Event()
     token = trio.lowlevel.current_trio_token()
@@ -139,7 +135,8 @@ async def in_order(of: Remote, step: Callable[[], object]) -> None:
             token.run_sync_soon(done.set)
 
     of.in_order(make)
-    await done.wait()
+    with interruptible():
+        await done.wait()
 
 
 # -- callers that die -------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import trio
 import trio.testing
 
 from pyunion.fs import copier, files, waiting
+from pyunion.fs.attributes import Changes
 from tests.fs.conftest import ME, Bench, Build
 
 Request = Callable[[Bench], Awaitable[object]]
@@ -239,6 +240,27 @@ async def test_three_requests_at_once_are_as_one_after_the_other(
     said = await at_once(bench, turns, [REQUESTS[name] for name in triple], choice)
     assert (said, tree_of(bench)) in [one_by_one(triple, order) for order in itertools.permutations(range(3))]
     assert nothing_left(bench)
+
+
+async def test_times_that_are_set_while_a_metadata_only_copy_gets_its_data_stay(
+    build: Build, turns: Turns, tmp_path: Path
+) -> None:
+    fill(tmp_path)
+    bench = build(metacopy=True)
+    file = bench.file("d/f")
+
+    async def touch(bench: Bench, mtime_ns: int = 7) -> None:
+        await bench.fs.attributes.change(file, Changes(atime_ns=5, mtime_ns=mtime_ns), None, ME)
+
+    async def complete(bench: Bench) -> None:
+        await bench.fs.copier.data(file)
+
+    await touch(bench, 1)
+    assert file.data is not None
+    assert await at_once(bench, turns, [complete, touch], 0) == ["OK", "OK"]
+    assert file.data is None
+    assert (file.stat().st_atime_ns, file.stat().st_mtime_ns) == (5, 7)
+    assert (bench.upper / "d/f").read_bytes() == b"lower data"
 
 
 def nothing_left(bench: Bench) -> bool:
