@@ -58,12 +58,14 @@ class Remote:
 
     def in_order(self, step: Callable[[], object]) -> None:
         """Make a step that ends with the close(2) of a file, in a thread, after those that came before it."""
+        self._steps.put(step)
         with self._changing:
             if self._thread is None:
                 # no thread of trio's: nobody waits for it at the end
-                self._thread = threading.Thread(target=self._make_steps, name="close", daemon=True)
-                self._thread.start()
-        self._steps.put(step)
+                thread = threading.Thread(target=self._make_steps, name="close", daemon=True)
+                with suppress(RuntimeError):  # no room for a thread now: the next step begins it
+                    thread.start()
+                    self._thread = thread
 
     def _make_steps(self) -> None:
         while True:

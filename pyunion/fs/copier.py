@@ -22,11 +22,12 @@ from pyunion.branch.handles import Origins
 from pyunion.branch.index import Index
 from pyunion.branch.remote import Remote, close
 from pyunion.branch.work import Work
+from pyunion.fs.interruption import Left
 from pyunion.fs.links import Links
 from pyunion.fs.locks import KeyedLock
 from pyunion.fs.nodes import Directory, File, Node, Place, Table
 from pyunion.fs.progress import Progress, filled, reached
-from pyunion.fs.waiting import LITTLE, Left, OnDisk, in_order, in_thread, open_by
+from pyunion.fs.waiting import LITTLE, OnDisk, in_order, in_thread, open_by
 
 log = logging.getLogger(__name__)
 

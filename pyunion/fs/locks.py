@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from pyunion.fs.waiting import interruptible, task_needed
+from pyunion.fs.interruption import interruptible
+from pyunion.fs.waiting import task_needed
 
 
 class KeyedLock:

@@ -1,9 +1,8 @@
 """How a request waits: for a thread, or for a lock. Nothing else in this package may suspend a request.
 
 What may not answer is asked by threads of its own: see pyunion/branch/asking.py. A request that needs an answer is
-begun again when it is there, and how many wait for one branch is nothing to those who need another. Where the caller
-dies meanwhile the request ends with EINTR (`Interruption`), as it would by any other error of the branch, and what the
-thread finds out later is given back (`Left`).
+begun again when it is there, and how many wait for one branch is nothing to those who need another. A caller that dies
+waits no longer: see interruption.py.
 
 A request's coroutine can be run without a task as long as it does not wait, which most never do. Owns the point where
 one that has to wait gets a task of its own: `quickly` runs a coroutine up to there, `rest_of` is what remains of it, to
@@ -14,13 +13,10 @@ from __future__ import annotations
 
 import inspect
 import os
-import threading
 import time
 import types
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from errno import EINTR
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -32,6 +28,7 @@ from pyunion.branch.asking import Question as Question
 from pyunion.branch.asking import Unanswered as Unanswered
 from pyunion.branch.dirs import Dir
 from pyunion.branch.remote import Remote, close
+from pyunion.fs.interruption import Call, Left, interruptible
 
 _T = TypeVar("_T")
 _MOMENT_S = 0.002  # no longer than requests wait for each other anyway
@@ -81,7 +78,7 @@ async def in_thread(function: Callable[..., _T], *arguments: Any, of: Remote | N
     await task_needed()
     if of is None:
         return await trio.to_thread.run_sync(function, *arguments)
-    call = _Call(function, arguments)
+    call = Call(function, arguments)
     try:
         with interruptible():
             value: _T = await _by_thread_of(of, call.make)
@@ -139,99 +136,6 @@ async def in_order(of: Remote, step: Callable[[], object]) -> None:
         await done.wait()
 
 
-# -- callers that die -------------------------------------------------------------------------------------------------
-
-
-class Interruption:
-    """That the caller of one request is dying. It counts where the request waits for what may never come."""
-
-    def __init__(self) -> None:
-        self._told = False
-        self._scope: trio.CancelScope | None = None
-
-    def tell(self) -> None:
-        self._told = True
-        if self._scope is not None:
-            self._scope.cancel()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        with trio.CancelScope() as self._scope:
-            if self._told:
-                self._scope.cancel()
-            yield
-        if self._scope.cancelled_caught:
-            raise InterruptedError(EINTR, os.strerror(EINTR))
-
-
-# Of the request that the task is for; None where nobody can interrupt it.
-interruption: ContextVar[Interruption | None] = ContextVar("interruption", default=None)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """One wait, in a task: raises InterruptedError when the caller dies meanwhile, or is dying."""
-    mine = interruption.get()
-    if mine is None:
-        yield
-        return
-    with mine.waiting():
-        yield
-
-
-class _Call:
-    """A function that is called by a thread, which may go on with it when nobody waits for that any more."""
-
-    def __init__(self, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
-        self._function = function
-        self._arguments = arguments
-        self._changing = threading.Lock()
-        self._begun = self._ended = self._left = False
-        self._result: Any = None
-        self._afterwards: list[Callable[[Any], object]] = []
-
-    def make(self) -> Any:
-        with self._changing:
-            if self._left:
-                return None
-            self._begun = True
-        try:
-            self._result = self._function(*self._arguments)
-            return self._result
-        finally:
-            with self._changing:
-                self._ended = True
-            for step in self._afterwards:
-                step(self._result)
-
-    def leave(self) -> bool:
-        """Nobody waits from now on; whether it was begun, and else it never is."""
-        with self._changing:
-            self._left = True
-            return self._begun
-
-    def afterwards(self, step: Callable[[Any], object]) -> None:
-        with self._changing:
-            if self._begun and not self._ended:
-                self._afterwards.append(step)
-                return
-        step(self._result)
-
-
-class Left(InterruptedError):
-    """A call that was left to its thread, as the caller of the request is dying."""
-
-    def __init__(self, call: _Call) -> None:
-        super().__init__(EINTR, os.strerror(EINTR))
-        self._call = call
-        call.leave()
-
-    def afterwards(self, step: Callable[[Any], object]) -> None:
-        """Have something done when the call has ended, with its result: None if it failed, or is never made. By any
-        thread."""
-        self._call.afterwards(step)
-
-
 # -- branches that may not answer -------------------------------------------------------------------------------------
 
 
@@ -256,12 +160,12 @@ async def _answer(question: Question, *, opens: bool = False) -> Answer:
     if remote in _given_up:
         return no_answer()
     base, names = question.prepare()
-    call = _Call(question.answer, (base, names))
+    call = Call(question.answer, (base, names))
     try:
         with interruptible(), _until_given_up(remote):
             answer: Answer = await _by_thread_of(remote, call.make)
             return answer
-    except (InterruptedError, _GivenUp) as end:
+    except BaseException as end:  # the end of the mount among them, or that there is no room for a thread
         if not call.leave():
             os.close(base)
         if opens:

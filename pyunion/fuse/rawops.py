@@ -21,10 +21,11 @@ import trio
 from pyunion.fs.attributes import Changes
 from pyunion.fs.callers import is_dying
 from pyunion.fs.filesystem import FileSystem
+from pyunion.fs.interruption import Interruption, interruption
 from pyunion.fs.listing import DOTS, as_far_as_known
 from pyunion.fs.lookup import attributes, link_count
 from pyunion.fs.nodes import ROOT, File, Node
-from pyunion.fs.waiting import Interruption, Unanswered, interruption, patiently, quickly
+from pyunion.fs.waiting import Unanswered, patiently, quickly
 from pyunion.fuse import layout, tally, wire
 from pyunion.fuse.backing import Backing
 from pyunion.fuse.guard import errno_of, in_flight

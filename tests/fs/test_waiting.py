@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Coroutine
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+from pyunion.branch.remote import Remote
 from pyunion.fs.locks import KeyedLock
-from pyunion.fs.waiting import Done, in_thread, quickly, rest_of
+from pyunion.fs.waiting import Done, in_thread, open_by, quickly, rest_of
 
 
 async def finish(begun: Coroutine[Any, Any, None]) -> None:
@@ -93,3 +97,21 @@ async def test_an_error_after_the_wait_comes_to_the_task() -> None:
     assert quickly(begun) is None
     with pytest.raises(FileNotFoundError):
         await finish(begun)
+
+
+async def test_a_question_for_which_there_is_no_thread_keeps_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_room(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    fd = os.open(tmp_path, os.O_PATH)
+    branch = SimpleNamespace(remote=Remote(b"/branch"))
+    directory: Any = SimpleNamespace(branch=branch, pinned=True, parent=None, open_fd=fd)
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as context:
+        context.setattr(trio.to_thread, "run_sync", no_room)
+        with pytest.raises(RuntimeError):
+            await open_by(directory, os.listdir)
+    assert os.listdir("/proc/self/fd") == before
+    os.close(fd)
