@@ -20,6 +20,7 @@ from pyunion.union import marks
 
 _CHUNK = 1 << 30
 _BUFFER = 1 << 20
+_PUNCH_HOLE = 3  # with FALLOC_FL_KEEP_SIZE
 _CANNOT_SHARE = (EXDEV, EINVAL, ENOSYS, EOPNOTSUPP, ENOTSUP, EPERM)
 _STAGE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -132,6 +133,13 @@ def stage_metadata(work_fd: int, name: bytes, source: Source, terms: Terms) -> N
         assert terms.xattr_prefix is not None
         os.setxattr(fd, terms.xattr_prefix + marks.METACOPY, b"")
         _dress_file(fd, source, terms)
+
+
+def empty_again(fd: int, size: int) -> None:
+    """Take from a metadata-only copy what it has got of its data, where the file system can: nobody reads them, and the
+    disk may be full."""
+    with suppress(OSError):
+        syscalls.fallocate(fd, _PUNCH_HOLE, 0, size)
 
 
 def stage_other(

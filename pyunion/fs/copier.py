@@ -281,7 +281,7 @@ class Copier:
             with self.progress.copying(file.path(), wanted, measure):
                 source = await _data_below(work, file.data, staged, wanted)
                 stack.callback(os.close, source)
-                await _fill(work, source, target, wanted, st)
+                await _fill(work, file, source, target, wanted)
             if wanted < _wanted(file, st, size, remote):  # somebody has opened it meanwhile
                 return await self._complete(work, file, None, None)
             if remote is not None:
@@ -315,12 +315,20 @@ async def _data_below(work: Work, place: Place, staged: bytes, wanted: int) -> i
         work.discard(staged)
 
 
-async def _fill(work: Work, source: int, target: int, wanted: int, st: os.stat_result) -> None:
-    """Copy data into a metadata-only copy, which keeps its times and its size."""
-    shared = await in_thread(copyup.copy_data, source, target, wanted, work.terms.shares)
-    os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
-    if work.terms.sync and not shared:
-        await in_thread(ordering.write_out, target, work.terms.ordered)
+async def _fill(work: Work, file: File, source: int, target: int, wanted: int) -> None:
+    """Copy data into a metadata-only copy, which keeps its times and its size. On failure it is as it was."""
+    st = os.fstat(target)
+    try:
+        shared = await in_thread(copyup.copy_data, source, target, wanted, work.terms.shares)
+        os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+        if work.terms.sync and not shared:
+            await in_thread(ordering.write_out, target, work.terms.ordered)
+    except BaseException:
+        if not file.swapped:  # by an attempt that did not come to its end: those descriptors have the data from here
+            copyup.empty_again(target, st.st_size)
+        with suppress(OSError):
+            os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+        raise
 
 
 def _wanted(file: File, st: os.stat_result, size: int | None, remote: Remote | None) -> int:

@@ -60,6 +60,23 @@ def test_a_copy_up_that_does_not_fit_leaves_the_lower_file_visible(union: Union)
         # and unmounting finds nothing left in the work directory
 
 
+def test_data_that_do_not_fit_into_a_metadata_only_copy_take_no_room(pyunion: Union) -> None:
+    (pyunion.low / "big").write_bytes(b"\xaa" * (12 << 20))
+    with upper_on(pyunion, "tmpfs", "size=8m"):
+        pyunion.mount("metacopy=on")
+        big = pyunion.at / "big"
+        os.utime(big, ns=(5, 7))
+        assert tree(pyunion.top) == ["big"]
+        before = os.statvfs(pyunion.top).f_bfree
+        assert outcome(append, big, "x") == "ENOSPC"
+        assert outcome(os.truncate, big, 10 << 20) == "ENOSPC"
+        assert os.statvfs(pyunion.top).f_bfree == before
+        assert big.stat().st_mtime_ns == 7
+        assert big.read_bytes() == b"\xaa" * (12 << 20)
+        os.truncate(big, 1 << 20)
+        assert big.read_bytes() == b"\xaa" * (1 << 20)
+
+
 def test_a_copy_up_that_cannot_get_its_name_leaves_all_as_it_was(union: Union) -> None:
     """An immutable directory in upper takes no names: neither a copy nor a link of one."""
     for name in ("d/one", "d/f"):
