@@ -20,7 +20,10 @@ def opened(path: str, flags: int) -> None:
     os.close(os.open(path, flags, 0o640))
 
 
-FILE_MODES = (0o644, 0o600, 0o660, 0o444, 0o000, 0o4755, 0o2755)
+# Objects of these modes have an ACL; what the mode says of the group is its mask.
+FILES_WITH_ACL = (0o640, 0o670)
+DIRECTORIES_WITH_ACL = (0o750, 0o1770)
+FILE_MODES = (0o644, 0o600, 0o660, 0o444, 0o000, 0o4755, 0o2755, *FILES_WITH_ACL)
 ON_FILES: dict[str, Callable[[str], object]] = {
     "read": lambda path: opened(path, os.O_RDONLY),
     "write": lambda path: opened(path, os.O_WRONLY),
@@ -50,7 +53,7 @@ ON_FILES: dict[str, Callable[[str], object]] = {
     "rename": lambda path: os.rename(path, path + ".new"),
     "unlink": lambda path: os.unlink(path),
 }
-DIRECTORY_MODES = (0o755, 0o770, 0o1777, 0o555, 0o711, 0o2775)
+DIRECTORY_MODES = (0o755, 0o770, 0o1777, 0o555, 0o711, 0o2775, *DIRECTORIES_WITH_ACL)
 ON_DIRECTORIES: dict[str, Callable[[str], object]] = {
     "list": lambda path: sorted(os.listdir(path)),
     "look": lambda path: os.stat(path + "/his").st_size,
