@@ -85,7 +85,10 @@ def _be_child(serve: Serve, sender: int) -> NoReturn:
     def ready() -> None:
         os.setsid()
         _leave_stdio()
-        report(ExitCode.OK, "")
+        try:
+            report(ExitCode.OK, "")
+        except BrokenPipeError:  # whoever wanted the mount was killed meanwhile
+            os.kill(os.getpid(), signal.SIGTERM)
 
     try:
         _leave_caller(sender)

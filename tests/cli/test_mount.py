@@ -14,6 +14,7 @@ import pytest
 
 from pyunion import mountinfo, users
 from tests.cli.command import clean_environment, pyunion
+from tests.harness.leaks import await_end
 from tests.harness.mounts import PATIENCE, PyunionMount, mounted
 from tests.harness.ready import until
 
@@ -121,28 +122,50 @@ def test_mount_over_its_own_branches(place: Path) -> None:
 
 
 def _start_while(place: Path, at_mount: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start to mount in the foreground; strace(1) does something to mount(2). The process is pyunion's."""
+    """Start to mount; strace(1) does something to mount(2). The process is pyunion's."""
     trace = ["strace", "-D", "-qq", "-f", "-o", os.devnull, "-e", "trace=mount", "-e", f"inject=mount:{at_mount}"]
-    command = [*trace, sys.executable, "-m", "pyunion", "mount", "--foreground", *_RW, *arguments, "mnt"]
+    command = [*trace, sys.executable, "-m", "pyunion", "mount", *_RW, *arguments, "mnt"]
     return subprocess.Popen(command, cwd=place, env=clean_environment(), stderr=subprocess.PIPE, text=True)
 
 
 def _require_end(place: Path, process: subprocess.Popen[str], status: int = 0) -> None:
     _, said = process.communicate(timeout=PATIENCE)
     assert (process.returncode, "Traceback" in said) == (status, False), said
-    assert os.fsencode(place / "mnt") not in [mount.point for mount in mounted()]
+    assert not _is_mounted(place)
+
+
+def _is_mounted(place: Path) -> bool:
+    return os.fsencode(place / "mnt") in [mount.point for mount in mounted()]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_in_the_middle_of_mounting_leaves_no_dead_mount(place: Path, number: signal.Signals) -> None:
     status = -number if number == signal.SIGINT else 0  # as of any program that Ctrl-C ends
-    _require_end(place, _start_while(place, f"signal={number.name}"), status)
+    _require_end(place, _start_while(place, f"signal={number.name}", "--foreground"), status)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--metrics", "127.0.0.1:0"]], ids=["alone", "with other threads"])
 def test_a_signal_from_others_in_the_middle_of_mounting(place: Path, arguments: Sequence[str]) -> None:
     """Which any thread may take."""
-    process = _start_while(place, "delay_exit=1s", *arguments)
-    until(lambda: os.fsencode(place / "mnt") in [mount.point for mount in mounted()], "it does not mount", PATIENCE)
+    process = _start_while(place, "delay_exit=1s", "--foreground", *arguments)
+    until(lambda: _is_mounted(place), "it does not mount", PATIENCE)
     process.terminate()
     _require_end(place, process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_where_the_command_is_killed_before_the_mount_answers_there_is_none(
+    place: Path, number: signal.Signals
+) -> None:
+    """As by timeout(1), or with a terminal that is closed."""
+    process = _start_while(place, "delay_exit=1s", "--log-file", "log")
+    until(lambda: _is_mounted(place), "it does not mount", PATIENCE)
+    daemon = _daemon(place)
+    process.send_signal(number)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == -number
+    assert await_end(daemon)
+    assert not _is_mounted(place)
+    said = (place / "log").read_text()
+    assert "SIGTERM: unmounting" in said
+    assert "Traceback" not in said
