@@ -127,6 +127,11 @@ def set_origin(fd: int, name: bytes, prefix: bytes, origin: bytes) -> None:
     objects.set_xattr(fd, name, prefix + marks.ORIGIN, origin)
 
 
+def origin_of(fd: int, name: bytes, branch: Branch) -> bytes | None:
+    """What set_origin() has said of a copy."""
+    return objects.get_mark(fd, name, _prefix(branch) + marks.ORIGIN)
+
+
 def set_impure(directory: Dir) -> None:
     """Say that a directory of the writable branch may have entries with the inode numbers of lower objects."""
     if not directory.impure:

@@ -120,15 +120,17 @@ class Copier:
     async def data(self, file: File, size: int | None = None, first: First | None = None) -> bool:
         """Bring the whole file into upper; with `size`, only its first bytes if that can be, as the rest is about to
         go. Whether that has cut it to this size; if not, or if it fails, the file is as long as it was. `first` is done
-        with a copy before it counts."""
+        with a new copy before it counts."""
         if file.in_upper and file.data is None:
             return False
         work = self.work
         async with self.locks.hold(file.ino):
             if not file.in_upper:
                 return await self._copy(work, file, size, first)
+            if file.data is not None and size is not None and self._may_be_replaced(file):
+                return await self._copy(work, file, size, first)
             if file.data is not None:
-                return await self._complete(work, file, size, first)
+                await self._complete(work, file)
             return False
 
     async def metadata(self, file: File) -> None:
@@ -189,8 +191,15 @@ class Copier:
             _swap_descriptors(swapped)
         file.data = data
         file.protection = protection
+        file.settled = False
         self.progress.done[kind] += 1
         return wanted < st.st_size
+
+    @staticmethod
+    def _may_be_replaced(file: File) -> bool:
+        """Whether a metadata-only copy in upper can make way for another copy, which is shorter from the start: nobody
+        else knows its inode, and no mark says more than a copy of it would."""
+        return not (file.dead or file.aliases or file.index or file.protection) and file.stat().st_nlink == 1
 
     def _ask_ahead(self, file: File) -> None:
         """Before the data are copied: what putting the copy in place has to know, as it would be copied again."""
@@ -203,6 +212,8 @@ class Copier:
         """The origin to store; none for one of several links that part company by their copies."""
         if self.origins is None or (st.st_nlink > 1 and not self.links.kept) or file.dead:
             return None
+        if file.in_upper:
+            return branch_marks.origin_of(*file.address(), file.dir.branch)
         return self.origins.of(file.dir, file.real)
 
     async def _stage_data(
@@ -265,33 +276,29 @@ class Copier:
         if node.copied and into.branch.xattr_prefix is not None:
             branch_marks.set_impure(into)
 
-    async def _complete(self, work: Work, file: File, size: int | None, first: First | None) -> bool:
-        """Give a metadata-only copy its data. Until the mark goes, the file below counts."""
+    async def _complete(self, work: Work, file: File) -> None:
+        """Give a metadata-only copy its data, and all of them, as they are there before the mark goes: until then the
+        file below counts."""
         assert file.data is not None
         remote = file.remote
         with ExitStack() as stack:
             target = objects.open_file(*file.address(), os.O_WRONLY)
             stack.callback(os.close, target)
-            if first is not None:
-                first(*file.address())
-            st = os.fstat(target)
-            wanted = _wanted(file, st, size, remote)
+            size = os.fstat(target).st_size
             staged = work.temp_name()
             measure = partial(filled, target) if remote is None else partial(reached, work.fd, staged)
-            with self.progress.copying(file.path(), wanted, measure):
-                source = await _data_below(work, file.data, staged, wanted)
+            with self.progress.copying(file.path(), size, measure):
+                source = await _data_below(work, file.data, staged, size)
                 stack.callback(os.close, source)
-                await _fill(work, file, source, target, wanted)
-            if wanted < _wanted(file, st, size, remote):  # somebody has opened it meanwhile
-                return await self._complete(work, file, None, None)
+                await _fill(work, file, source, target)
             if remote is not None:
                 await _swap_in_order(file, file.address(), remote)
             swapped = [] if remote is not None else _open_again(file, file.address(), stack)
-            _end_metadata_only(file, target, st, wanted)
+            with suppress(FileNotFoundError):
+                branch_marks.clear_metacopy(*file.address(), file.dir.branch)
             file.data = None
             _swap_descriptors(swapped)
         self.progress.done["data"] += 1
-        return wanted < st.st_size
 
 
 async def _data_below(work: Work, place: Place, staged: bytes, wanted: int) -> int:
@@ -315,11 +322,11 @@ async def _data_below(work: Work, place: Place, staged: bytes, wanted: int) -> i
         work.discard(staged)
 
 
-async def _fill(work: Work, file: File, source: int, target: int, wanted: int) -> None:
-    """Copy data into a metadata-only copy, which keeps its times and its size. On failure it is as it was."""
+async def _fill(work: Work, file: File, source: int, target: int) -> None:
+    """Copy the data into a metadata-only copy, which keeps its times. On failure it is as it was."""
     st = os.fstat(target)
     try:
-        shared = await in_thread(copyup.copy_data, source, target, wanted, work.terms.shares)
+        shared = await in_thread(copyup.copy_data, source, target, st.st_size, work.terms.shares)
         os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
         if work.terms.sync and not shared:
             await in_thread(ordering.write_out, target, work.terms.ordered)
@@ -337,20 +344,6 @@ def _wanted(file: File, st: os.stat_result, size: int | None, remote: Remote | N
     if size is None or (remote is not None and file.fds):
         return st.st_size
     return min(size, st.st_size)
-
-
-def _end_metadata_only(file: File, target: int, st: os.stat_result, wanted: int) -> None:
-    """Let a copy, whose data are there, stand for itself, cut to the wanted length. Both or nothing."""
-    if wanted < st.st_size:
-        os.ftruncate(target, wanted)
-    try:
-        with suppress(FileNotFoundError):
-            branch_marks.clear_metacopy(*file.address(), file.dir.branch)
-    except OSError:
-        if wanted < st.st_size:
-            os.ftruncate(target, st.st_size)
-            os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
-        raise
 
 
 def _drop_copy(stack: ExitStack, work: Work, staged: bytes, result: None) -> None:
