@@ -56,6 +56,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the return value is the exit status."""
     words = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it, as our caller may, cannot wait for a child
     try:
         arguments = make_parser().parse_args(_with_command(words))
         command = importlib.import_module(f"pyunion.commands.{arguments.command.replace('-', '_')}")

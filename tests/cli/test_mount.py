@@ -70,6 +70,17 @@ def test_the_daemon_keeps_nothing_of_its_caller(place: Path) -> None:
     _umount(place)
 
 
+def test_a_caller_that_wants_to_hear_of_no_child(place: Path) -> None:
+    script = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, "-m", "pyunion", "mount", *_RW, "mnt"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=place, env=clean_environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (place / "mnt/hello").read_text() == "hello\n"
+    _umount(place)
+
+
 def test_options_as_for_the_kernel(place: Path) -> None:
     _mount(place, "-o", "lowerdir=lower,upperdir=upper,workdir=work,nosuid,noatime,fsname=mine,x-test")
     line = next(text for text in Path("/proc/self/mountinfo").read_text().splitlines() if str(place) in text)
