@@ -105,8 +105,9 @@ def environment(image: Sequence[str], account: Account, hostname: str) -> dict[s
 
 
 def forget_handlers() -> None:
-    """Of signals: what Python has done to them for itself."""
-    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+    """Of signals: what Python has done to them for itself, and what the caller ignores. nohup(1) ignores SIGHUP, a
+    script's `&` SIGINT and SIGQUIT, and a shell cannot trap what was ignored when it began."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
 
 

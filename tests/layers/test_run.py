@@ -75,7 +75,7 @@ def mounts_at(store: Path) -> list[str]:
     found = []
     for path in Path("/proc").glob("[0-9]*/mountinfo"):
         with contextlib.suppress(OSError):  # it has just ended
-            if f" {store}/" in path.read_text():
+            if os.fsencode(f" {store}/") in path.read_bytes():
                 found.append(path.parent.name)
     return found
 
@@ -306,6 +306,26 @@ def test_signals_are_passed_on(store: Path, name: str) -> None:
         running.send_signal(signal.Signals[f"SIG{name}"])
         running.wait(PATIENCE)
     assert processes.status == 42
+
+
+_IGNORING = """
+import os, signal, sys
+for name in sys.argv[1].split():
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def test_what_the_caller_ignores_the_program_does_not(store: Path) -> None:
+    names = "SIGHUP SIGINT SIGQUIT SIGUSR1 SIGTERM SIGCHLD"  # nohup(1), and `&` in a script, ignore some
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", _IGNORING, names, "-m", "pyunion", "run", "--image", f"{store}:base"),
+            *("--", "grep", "SigIgn", "/proc/self/status"),
+        ],
+        cwd=REPOSITORY, env=clean_environment(), capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["SigIgn:", "0" * 16], "")
 
 
 _TOLD_TO_END = """
