@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pyunion import __version__, cli_layers
 from pyunion.config import LOG_LEVELS
@@ -49,6 +49,20 @@ _EXIT_CODES = "exit status: " + ", ".join(f"{code.value} {code.name.lower()}" fo
 
 
 class _Parser(argparse.ArgumentParser):
+    _inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Options may stand between two paths of which the second one may be left out: argparse would have left it
+        out as soon as it saw the first one."""
+        kinds = {action.nargs for action in self._get_positional_actions()}
+        if self._inside or argparse.OPTIONAL not in kinds or kinds & {argparse.REMAINDER, argparse.PARSER}:
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+
     def error(self, message: str) -> NoReturn:
         raise PyunionError(f"{message}; see `{self.prog} --help`", ExitCode.USAGE)
 

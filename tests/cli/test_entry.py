@@ -24,6 +24,13 @@ def test_no_command() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("words", ["commit {} --lower / {}", "commit {} {} --lower /", "mount name -o lowerdir={} {}"])
+def test_options_may_stand_between_two_paths(words: str) -> None:
+    done = pyunion(*words.format("/nope", "/new").split())
+    assert done.returncode == ExitCode.BRANCH
+    assert "/nope" in done.stderr
+
+
 def test_help_names_every_exit_status() -> None:
     text = " ".join(pyunion("--help").stdout.split())
     assert all(f"{code.value} {code.name.lower()}" in text for code in ExitCode)

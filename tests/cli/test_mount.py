@@ -71,7 +71,8 @@ def test_the_daemon_keeps_nothing_of_its_caller(place: Path) -> None:
 
 
 def test_a_caller_that_wants_to_hear_of_no_child(place: Path) -> None:
-    script = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    ignore = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    script = f"import os, signal, sys; {ignore}; os.execv(sys.argv[1], sys.argv[1:])"
     words = [sys.executable, "-m", "pyunion", "mount", *_RW, "mnt"]
     done = subprocess.run(
         [sys.executable, "-c", script, *words], cwd=place, env=clean_environment(), capture_output=True, text=True
