@@ -17,6 +17,11 @@ _GOES_ON = (
     "of other layers there is refused; to give it up, remove that directory."
 )
 
+_INDEX = (
+    "A lower file with several names may have been changed by a name that is gone by now. What the others show then\n"
+    "is in the index of the work directory, and --lower and --work are needed to tell."
+)
+
 
 def _add(commands: _Commands, name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -30,6 +35,10 @@ def _add(commands: _Commands, name: str, description: str, epilog: str = "") -> 
     return parser
 
 
+def _add_work(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--work", metavar="DIR", help="of the upper branch; needless while that is mounted")
+
+
 def _add_branches(parser: argparse.ArgumentParser, *, lower_help: str) -> None:
     parser.add_argument("--lower", action="append", default=[], metavar="DIR[:DIR...]", help=lower_help)
     parser.add_argument("--userxattr", action="store_true", help="marks are user.overlay.*, as with -o userxattr")
@@ -41,10 +50,12 @@ def _add_diff(commands: _Commands) -> None:
         "diff",
         "What an upper branch changes.",
         "A is added, C changed (a directory: also in it), D deleted. Only metadata are read. Without --lower, what a\n"
-        "copy comes from is known by its origin mark alone; a moved directory is then listed without its lower parts.",
+        "copy comes from is known by its origin mark alone; a moved directory is then listed without its lower parts.\n"
+        + _INDEX,
     )
     diff.add_argument("--upper", required=True, metavar="DIR")
     _add_branches(diff, lower_help="the lower branches below it, as for mount")
+    _add_work(diff)
     diff.add_argument("--json", action="store_true", help="for programs, with sizes, types and what has changed")
 
 
@@ -71,12 +82,13 @@ def _add_commit(commands: _Commands) -> None:
         "As the new directory NEW, to be named in --lower; or as the topmost layer of the image TAG (latest) of an\n"
         "OCI image layout, which is begun if it is not there. The union may be mounted: what was written before the\n"
         "command is in the layer, and all of it is as it was at one moment. --lower is needed where directories were\n"
-        "moved, or copies are of metadata only.",
+        "moved, or copies are of metadata only.\n" + _INDEX,
     )
     commit.add_argument("upper", metavar="UPPER")
     commit.add_argument("new", nargs="?", metavar="NEW", help="the directory to be made")
     commit.add_argument("--oci-layout", metavar="DIR[:TAG]", help="the image to put the layer on")
     _add_branches(commit, lower_help="the lower branches that upper was made with")
+    _add_work(commit)
     _add_writing(commit)
 
 
@@ -113,6 +125,7 @@ def _add_flatten(commands: _Commands) -> None:
     flatten = _add(commands, "flatten", "All that a union shows becomes the new directory NEW.", _GOES_ON)
     flatten.add_argument("--upper", metavar="DIR")
     _add_branches(flatten, lower_help="the lower branches, as for mount")
+    _add_work(flatten)
     flatten.add_argument("new", metavar="NEW")
 
 
@@ -126,6 +139,7 @@ def _add_squash(commands: _Commands) -> None:
     )
     squash.add_argument("--upper", metavar="DIR")
     _add_branches(squash, lower_help="the layers to squash, topmost first")
+    _add_work(squash)
     squash.add_argument("--below", action="append", default=[], metavar="DIR[:DIR...]", help="those that stay below")
     squash.add_argument("new", metavar="NEW")
 

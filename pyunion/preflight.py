@@ -281,7 +281,7 @@ def refuse_kernels(*directories: bytes) -> None:
     for given in directories:
         path = os.path.realpath(given)
         for mount in kernels:
-            if path in _written_by(mount):
+            if path in _written_by(mount).values():
                 raise PyunionError(
                     f"{os.fsdecode(given)} is in use by the overlay mount on {os.fsdecode(mount.point)}; unmount that "
                     "first",
@@ -289,10 +289,21 @@ def refuse_kernels(*directories: bytes) -> None:
                 )
 
 
-def _written_by(mount: mountinfo.Mounted) -> list[bytes]:
+def work_of_overlay(upper: bytes) -> bytes | None:
+    """The work directory with which the kernel's overlayfs has an upper branch mounted, if it has."""
+    path = os.path.realpath(upper)
+    for mount in mountinfo.read():
+        if mount.fstype == "overlay":
+            found = _written_by(mount)
+            if found.get(b"upper") == path:
+                return found.get(b"work")
+    return None
+
+
+def _written_by(mount: mountinfo.Mounted) -> dict[bytes, bytes]:
     """The upper and work directories of an overlay mount, from its options in mountinfo."""
-    found = re.findall(rb"(?:^|,)(?:upper|work)dir=((?:\\.|[^,\\])*)", mount.options)
-    return [os.path.realpath(re.sub(rb"\\(.)", rb"\1", path)) for path in found]
+    found = re.findall(rb"(?:^|,)(upper|work)dir=((?:\\.|[^,\\])*)", mount.options)
+    return {role: os.path.realpath(re.sub(rb"\\(.)", rb"\1", path)) for role, path in found}
 
 
 def fuse_problem() -> str | None:

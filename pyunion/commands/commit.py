@@ -1,6 +1,6 @@
 """`pyunion commit`: an upper branch becomes a layer, as a directory or on top of an image.
 
-Owns the order, and how a running mount of the branch is found. What a snapshot is, is pyunion/layers/snapshot.py.
+Owns the order. What a snapshot is, is pyunion/layers/snapshot.py.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 import time
 from argparse import Namespace
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 
-from pyunion import board, mountinfo, users
 from pyunion.branch import opening
 from pyunion.branch.dirs import Branch, DirCache
-from pyunion.commands import counting, given
+from pyunion.commands import counting, given, work
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.interrupts import put_off
-from pyunion.layers import items, oci, staging, streams, tarwriter
+from pyunion.layers import indexed, items, oci, staging, streams, tarwriter
 from pyunion.layers.snapshot import Snapshot
 from pyunion.layers.telling import told
 from pyunion.layers.tree import Branches
@@ -31,6 +32,7 @@ def run(arguments: Namespace) -> int:
     with ExitStack() as stack:
         branches = given.branches(arguments, stack)
         mounted = _mounted(os.fsencode(arguments.upper), stack)
+        branches = work.refused(work.with_copies(branches, arguments, stack))
         if arguments.new is not None:
             _snapshot(branches, mounted, os.fsencode(arguments.new))
         else:
@@ -43,7 +45,12 @@ def _snapshot(branches: Branches, mounted: Branch | None, place: bytes) -> None:
         assert branches.upper is not None
         copy = Branch(0, place, fd, DirCache(_MOST_OPEN), xattr_prefix=branches.upper.xattr_prefix)
         with counting.objects() as tell:
-            Snapshot(branches.upper, copy, mounted, tell).take()
+            Snapshot(branches.upper, copy, mounted, tell, partial(_other_names, branches)).take()
+
+
+def _other_names(branches: Branches) -> Iterator[indexed.Name]:
+    """Those of changed files that upper has not."""
+    return filter(indexed.is_changed, indexed.names(branches.union, branches.copies))
 
 
 def _commit(arguments: Namespace, branches: Branches, mounted: Branch | None) -> str:
@@ -61,36 +68,29 @@ def _commit(arguments: Namespace, branches: Branches, mounted: Branch | None) ->
 
         with put_off() as let_in, ExitStack() as stack, let_in():
             tree = branches.union
-            if mounted is not None:
+            if mounted is not None or branches.copies:
                 tree = _frozen(branches, mounted, os.path.join(path, staging.PREFIX + b"snapshot"), stack).union
             layer = layout.put_layer(arguments.compression, write)
         created = int(time.time()) if epoch is None else epoch
         return str(layout.put_image(tag, oci.with_layer(image, layer, created, "pyunion commit"))["digest"])
 
 
-def _frozen(branches: Branches, mounted: Branch, place: bytes, stack: ExitStack) -> Branches:
+def _frozen(branches: Branches, mounted: Branch | None, place: bytes, stack: ExitStack) -> Branches:
     """The union with a snapshot in the place of upper, for as long as `stack`."""
     stack.callback(given.remove, place)
     _snapshot(branches, mounted, place)
     assert branches.upper is not None
     upper = opening.open_upper(place, DirCache(_MOST_OPEN), stack, branches.upper.xattr_prefix, read_only=True)
-    return branches._replace(upper=upper)
+    return branches._replace(upper=upper, copies={})
 
 
 def _mounted(upper: bytes, stack: ExitStack) -> Branch | None:
     """The root of the union that has this upper branch, if pyunion has it mounted; or else the branch is locked, so
     that nobody mounts it before `stack` ends."""
-    path = os.path.realpath(upper)
-    for mount in mountinfo.read():
-        if mount.fstype != "fuse.pyunion":
-            continue
-        said = None
-        with suppress(OSError):  # another user's, or just gone
-            daemon = users.daemon_of(mount)
-            said = None if daemon is None else board.read(daemon)
-        if said is not None and said["upper"] is not None and os.fsencode(said["upper"]) == path:
-            fd = os.open(mount.point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, fd)
-            return Branch(0, mount.point, fd, DirCache(_MOST_OPEN))
-    opening.lock_directory(upper, stack, shared=True)
-    return None
+    found = work.running(upper)
+    if found is None:
+        opening.lock_directory(upper, stack, shared=True)
+        return None
+    fd = os.open(found.point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return Branch(0, found.point, fd, DirCache(_MOST_OPEN))

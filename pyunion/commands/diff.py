@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from argparse import Namespace
 from contextlib import ExitStack
 
-from pyunion.commands import given
+from pyunion.commands import given, work
 from pyunion.errors import ExitCode, printable
 from pyunion.layers import diff
 
@@ -18,7 +19,10 @@ from pyunion.layers import diff
 @given.failures_told()
 def run(arguments: Namespace) -> int:
     with ExitStack() as stack:
-        found = diff.changes(given.branches(arguments, stack))
+        branches, missing = work.with_copies(given.branches(arguments, stack), arguments, stack)
+        found = diff.changes(branches)
+    if missing is not None:
+        print(f"pyunion: {printable(missing)}", file=sys.stderr)
     if arguments.json:
         print(json.dumps([_facts(change) for change in found], indent=2))
         return ExitCode.OK

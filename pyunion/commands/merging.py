@@ -10,10 +10,10 @@ from contextlib import ExitStack
 from pyunion import __version__
 from pyunion.branch import opening
 from pyunion.branch.dirs import Branch, DirCache
-from pyunion.commands import counting
+from pyunion.commands import counting, work
 from pyunion.config import split_lowers
 from pyunion.errors import ExitCode, PyunionError
-from pyunion.layers import resuming
+from pyunion.layers import indexed, resuming
 from pyunion.layers.merge import Merge
 from pyunion.layers.tree import Branches, Tree, open_branches
 from pyunion.union import marks
@@ -36,14 +36,17 @@ def merge(arguments: Namespace, below: Sequence[str]) -> None:
             opening.lock_directory(upper, stack, shared=True)
         prefix = marks.USER if arguments.userxattr else None
         branches = open_branches(upper, [*own, *rest], stack, data_only=more_data, prefix=prefix)
+        if upper is not None:
+            branches = work.refused(work.with_copies(branches, arguments, stack))
         under = branches.lowers[len(own) - data_only :] if rest else []
         last = under[0].index - 1 if under else len(branches.lowers)
         top = branches.union.root[0].branch
+        more = [name for name in indexed.names(branches.union, branches.copies) if indexed.is_changed(name)]
 
         def fill(half: resuming.Half) -> None:
             copy = Branch(0, place, half.tree, DirCache(_MOST_OPEN), xattr_prefix=top.xattr_prefix)
             with counting.objects() as tell:
-                Merge(branches.union, Tree(under, branches.data) if under else None, last, copy, half, tell).run()
+                Merge(branches.union, Tree(under, branches.data) if under else None, last, copy, half, tell, more).run()
 
         resuming.resume(place, _work(branches, last), fill)
 
@@ -53,5 +56,5 @@ def _work(branches: Branches, last: int) -> str:
     top = branches.union.root[0].branch
     every = [*([branches.upper] if branches.upper else []), *branches.lowers, *branches.data]
     paths = [(os.fsdecode(os.path.realpath(each.path)), os.fstat(each.root.fd()).st_ino) for each in every]
-    counts = (branches.upper is None, last, len(branches.data))
+    counts = (branches.upper is None, last, len(branches.data), len(branches.copies))
     return repr((__version__, paths, counts, top.xattr_prefix, os.geteuid()))

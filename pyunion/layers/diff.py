@@ -1,8 +1,8 @@
 """What the writable layer changes: the union held against the one without it, as `docker diff` does.
 
 Owns what counts as a change, and of which kind. Reads metadata only, and nothing outside of the directories that upper
-has, but where one was moved: it is new as a whole; and where a changed file has names that only the index knows
-(overlayfs.rst, "Index"): these are looked for in the layers below.
+has, but where one was moved: it is new as a whole; and where a changed file has names without a link in upper
+(pyunion/layers/indexed.py): these are looked for in the layers below.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_IMODE
+from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 from typing import NamedTuple
 
 from pyunion.branch import objects
-from pyunion.branch.dirs import Dir
 from pyunion.branch.handles import Origins
-from pyunion.layers.tree import Branches, Entry
-from pyunion.union import marks, origin
+from pyunion.layers import indexed
+from pyunion.layers.comparing import differences, stat_differences
+from pyunion.layers.tree import Branches, Copies, Entry
+from pyunion.union import marks
 
 ADDED, CHANGED, DELETED = "A", "C", "D"
 
@@ -56,7 +57,7 @@ def changes(branches: Branches) -> list[Change]:
     with ExitStack() as stack:
         walk = _Walk(branches, stack)
         walk.run()
-        walk.find_other_names()
+        walk.find_other_names(branches.copies)
         return sorted(walk.found.values(), key=lambda change: change.path.replace(b"/", b"\0"))  # name by name
 
 
@@ -69,13 +70,6 @@ class _Pair(NamedTuple):
     known: bool  # what is below upper is what was there before, so that only upper's own entries can differ
 
 
-class _Linked(NamedTuple):
-    """A changed file of several names, and how many of these have no link in upper."""
-
-    entry: Entry
-    missing: int
-
-
 class _Walk:
     def __init__(self, branches: Branches, stack: ExitStack) -> None:
         assert branches.upper is not None
@@ -83,7 +77,6 @@ class _Walk:
         self._after = branches.union
         self._before = branches.below
         self._origins = Origins(branches.lowers or [branches.upper], stack)
-        self._linked: dict[tuple[int, int], _Linked] = {}  # by the lower file that it is the copy of
         self._prefix = branches.upper.xattr_prefix or marks.TRUSTED
 
     def run(self) -> None:
@@ -120,11 +113,10 @@ class _Walk:
         if before is None:
             self._record(_added(path, after))
         else:
-            what = _differences(after, before)
+            what = differences(after, before)
             if what:
                 self._record(_changed(path, after, before.st, what))
         if not after.is_dir:
-            self._note_links(after)
             return None
         both = before is not None and before.is_dir
         known = pair.known and both and not after.opaque and after.redirect is None
@@ -142,57 +134,22 @@ class _Walk:
             self._record(_added(path, after))
         else:
             st = self._origins.stat(copied_from)
-            what = () if st is None else _stat_differences(after, st)
+            what = () if st is None else stat_differences(after, st)
             if (st is None and not after.is_dir) or what:
                 self._record(_changed(path, after, st, what))
         return _Pair(path, after, None, True) if after.is_dir else None
 
-    def _note_links(self, entry: Entry) -> None:
-        """Whether a file has names in the union that have no link in upper, which its count tells: what upper has
-        more, or less, than the union, where one is the entry of the index."""
-        if not entry.dir.branch.is_upper:
+    def find_other_names(self, copies: Copies) -> None:
+        """Those names of changed files that have no link in upper; anywhere below it."""
+        if self._before is None or not copies:
             return
-        count, copied_from = self._mark(entry, marks.NLINK), self._mark(entry, marks.ORIGIN)
-        if count is None or copied_from is None:
-            return
-        lower = self._origins.stat(copied_from)
-        offset = None if lower is None else origin.link_offset(count, entry.st.st_nlink, lower.st_nlink)
-        if lower is not None and offset is not None and offset >= 0:
-            self._linked[lower.st_dev, lower.st_ino] = _Linked(entry, offset + 1)
-
-    def find_other_names(self) -> None:
-        """Go through all that is below upper, if need be, for the names that the index makes those of changed files."""
-        if not self._linked or self._before is None:
-            return
-        todo = [(b"", self._before.root)]
-        while todo and self._linked:
-            at, parts = todo.pop()
-            for name in self._before.names(parts):
-                path = os.path.join(at, name)
-                below = self._before.child(parts, name)
-                if below is None:
-                    continue
-                if below.is_dir:
-                    todo.append((path, below.parts))
-                else:
-                    self._compare_linked(path, below)
+        for name in indexed.names(self._after, copies):
+            path = b"/" + name.path
+            before = self._before.find(name.path)
+            what = () if before is None else differences(name.entry, before)
+            if before is not None and what:
+                self._record(_changed(path, name.entry, before.st, what))
             self._before.trim()
-
-    def _compare_linked(self, path: bytes, before: Entry) -> None:
-        key = before.st.st_dev, before.st.st_ino
-        linked = self._linked.get(key)
-        if linked is None:
-            return
-        after = self._after.find(path)
-        if after is None or (after.st.st_dev, after.st.st_ino) != key:
-            return  # its name is another one's by now, or has its link
-        what = _differences(linked.entry, before)
-        if what:
-            self._record(_changed(b"/" + path, linked.entry, before.st, what))
-        if linked.missing == 1:
-            del self._linked[key]
-        else:
-            self._linked[key] = linked._replace(missing=linked.missing - 1)
 
     def _mark(self, entry: Entry, name: bytes) -> bytes | None:
         return objects.get_mark(entry.dir.fd(), entry.name, self._prefix + name)
@@ -233,40 +190,3 @@ def _type(st: os.stat_result) -> str:
 
 def _size(st: os.stat_result) -> int | None:
     return st.st_size if S_IFMT(st.st_mode) == S_IFREG else None
-
-
-def _stat_differences(after: Entry, old: os.stat_result) -> tuple[str, ...]:
-    """What a look at the attributes tells. A directory's size and time say nothing: they move with any entry."""
-    new = after.st
-    if S_IFMT(new.st_mode) != S_IFMT(old.st_mode):
-        return ("type",)
-    what = []
-    if not after.is_dir and new.st_mtime_ns != old.st_mtime_ns:
-        what.append("times" if after.metacopy else "content")
-    elif not after.is_dir and new.st_size != old.st_size:
-        what.append("content")
-    if S_IMODE(new.st_mode) != S_IMODE(old.st_mode):
-        what.append("mode")
-    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
-        what.append("owner")
-    if new.st_rdev != old.st_rdev:
-        what.append("device")
-    return tuple(what)
-
-
-def _differences(after: Entry, before: Entry) -> tuple[str, ...]:
-    what = _stat_differences(after, before.st)
-    if what != ("type",) and _xattrs(after.dir, after.name) != _xattrs(before.dir, before.name):
-        what += ("xattrs",)
-    return what
-
-
-def _xattrs(directory: Dir, name: bytes) -> dict[bytes, bytes]:
-    """What the union shows of an object's extended attributes."""
-    prefix = directory.branch.xattr_prefix or marks.TRUSTED
-    fd = directory.fd()
-    return {
-        shown: objects.get_xattr(fd, name, key)
-        for key in objects.list_xattr(fd, name)
-        if (shown := marks.visible_name(key, prefix)) is not None
-    }

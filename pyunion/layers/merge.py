@@ -19,6 +19,7 @@ from pyunion.branch import copyup, marks, objects, syscalls
 from pyunion.branch.dirs import Branch, Dir
 from pyunion.branch.work import remove_tree
 from pyunion.errors import PyunionError
+from pyunion.layers.indexed import Name
 from pyunion.layers.resuming import NEXT, Half
 from pyunion.layers.tree import Entry, Parts, Tree
 from pyunion.union.merge import Kind, kind_of
@@ -40,16 +41,28 @@ class Merge:
     """Fills one branch, which is empty or was half filled."""
 
     def __init__(
-        self, union: Tree, below: Tree | None, last: int, copy: Branch, half: Half, tell: Callable[[], None]
+        self,
+        union: Tree,
+        below: Tree | None,
+        last: int,
+        copy: Branch,
+        half: Half,
+        tell: Callable[[], None],
+        more: Iterable[Name] = (),
     ) -> None:
         """`union` are the layers to merge, of which `last` is the lowest one's number, and those `below` them, if there
-        are any. `copy` is the tree of `half`. `tell` is called for each object."""
+        are any. `copy` is the tree of `half`. `tell` is called for each object. `more` are names that show something
+        else than what is below, though none of the layers has them."""
         self._union = union
         self._below = below
         self._last = last
         self._copy = copy
         self._half = half
         self._tell = tell
+        self._more: dict[bytes, set[bytes]] = {}  # by the path of their directory
+        for name in more:
+            for path in (*(path for path, _ in name.above), name.path):
+                self._more.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
         self._number = 0
         self._terms = copyup.Terms(copy.xattr_prefix, sync=False, must_chown=os.geteuid() == 0)
         self._links: dict[tuple[int, int], tuple[Dir, bytes]] = {}
@@ -84,7 +97,7 @@ class Merge:
         if pair.below is None:
             return self._union.names(pair.entry.parts)
         ours = [part for part in pair.entry.parts if part.branch.index <= self._last]
-        return {name for part in ours for name, _ in part.entries()}
+        return {name for part in ours for name, _ in part.entries()} | self._more.get(pair.path, set())
 
     def _object(self, pair: _Pair, name: bytes, there: set[bytes]) -> _Pair | None:
         """Copy one object unless it is `there`, from which it is taken; a directory to go on with, if it is one."""
@@ -157,7 +170,7 @@ class Merge:
 
     def _file(self, copy: Dir, name: bytes, entry: Entry, path: bytes, is_made: bool) -> None:
         st = entry.st
-        if st.st_nlink > 1:
+        if st.st_nlink > 1 or entry.copy_of is not None:  # of what is in the index alone the count says 1
             first = self._links.setdefault((st.st_dev, st.st_ino), (copy, name))
             if first != (copy, name):
                 if not is_made:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from stat import S_IMODE, S_ISDIR, S_ISREG
 from typing import NamedTuple
@@ -17,7 +18,9 @@ from pyunion.branch import copyup, objects, syscalls
 from pyunion.branch.dirs import Branch, Dir
 from pyunion.branch.work import remove_tree
 from pyunion.errors import ExitCode, PyunionError
+from pyunion.layers.indexed import Name
 from pyunion.layers.telling import Tell, nobody
+from pyunion.layers.tree import Entry
 from pyunion.union import marks
 
 _MOST_LOOKS = 50
@@ -41,15 +44,24 @@ class _Seen(NamedTuple):
 class Snapshot:
     """The copy of an upper branch in an empty directory."""
 
-    def __init__(self, upper: Branch, copy: Branch, mounted: Branch | None = None, tell: Tell = nobody) -> None:
+    def __init__(
+        self,
+        upper: Branch,
+        copy: Branch,
+        mounted: Branch | None = None,
+        tell: Tell = nobody,
+        more: Callable[[], Iterable[Name]] = tuple,
+    ) -> None:
         """`mounted` is the root of the union if it is mounted by FUSE: the kernel may have writes that are not in upper
-        yet, and is asked for them file by file."""
+        yet, and is asked for them file by file. `more` are names that the copy has to have, too."""
         self._upper = upper
         self._copy = copy
         self._mounted = mounted
         self._tell = tell
+        self._more = more
         self._prefix = upper.xattr_prefix or marks.TRUSTED
         self._terms = copyup.Terms(None, sync=False, must_chown=os.geteuid() == 0)
+        self._terms_below = self._terms._replace(xattr_prefix=self._prefix)  # marks of lower branches are not copied
         self._seen: dict[bytes, _Seen] = {}
         self._links: dict[int, tuple[Dir, bytes]] = {}
         self._changed = 0
@@ -80,24 +92,64 @@ class Snapshot:
         todo: list[tuple[bytes, Dir, Dir, Dir | None]] = [(b"", self._upper.root, self._copy.root, mounted)]
         while todo:
             path, source, target, seen_by = todo.pop()
-            for branch in (self._upper, self._copy, self._mounted):
-                if branch is not None:
-                    branch.cache.trim()
+            self._trim()
             with suppress(FileNotFoundError):  # the directory has gone meanwhile; its parent's time tells
                 for name in sorted(os.fsencode(name) for name in _list(source)):
                     below = os.path.join(path, name)
-                    if self._object(below, source, name, target, seen_by):
+                    if self._object(below, source, name, (target, name), seen_by):
                         part = None if seen_by is None else seen_by.child(name)
                         todo.append((below, source.child(name), target.child(name), part))
                     present.add(below)
                     self._tell()
+        for more in self._more():
+            self._trim()
+            try:
+                self._add(more, present)
+            except (FileNotFoundError, NotADirectoryError):  # it has moved meanwhile
+                self._changed += 1
         for path in sorted(self._seen.keys() - present, reverse=True):
             self._forget(path)
 
-    def _object(self, path: bytes, source: Dir, name: bytes, target: Dir, seen_by: Dir | None) -> bool:
-        """Bring one object up to date; whether it is a directory."""
+    def _trim(self) -> None:
+        for branch in (self._upper, self._copy, self._mounted):
+            if branch is not None:
+                branch.cache.trim()
+
+    def _add(self, more: Name, present: set[bytes]) -> None:
+        """A name that upper has not, and the directories that it is in, as copy_up would bring them there."""
+        if more.path in present:
+            return
+        target, seen_by = self._copy.root, self._mounted.root if self._mounted is not None else None
+        for path, entry in more.above:
+            name = os.path.basename(path)
+            target, seen_by = target.child(name), None if seen_by is None else seen_by.child(name)
+            if path not in present:
+                self._directory_below(path, entry, target)
+                present.add(path)
+        name = os.path.basename(more.path)
         if seen_by is not None:
             _flush(seen_by, name)
+        self._object(more.path, more.entry.dir, more.entry.name, (target, name), None)
+        present.add(more.path)
+        self._tell()
+
+    def _directory_below(self, path: bytes, entry: Entry, copy: Dir) -> None:
+        st, known = entry.st, self._seen.get(path)
+        if known is not None and known.st == _telling(st):
+            return
+        self._changed += 1
+        if known is None:
+            assert copy.parent is not None
+            os.mkdir(copy.name, 0o700, dir_fd=copy.parent.fd())
+        self._seen[path] = _Seen(_telling(st), True, copy, (st.st_atime_ns, st.st_mtime_ns))
+        copyup.dress(copy.fd(), b".", entry.dir.fd(), entry.name, st, self._terms_below)
+        self._let_fill(path, copy)
+
+    def _object(self, path: bytes, source: Dir, name: bytes, at: tuple[Dir, bytes], seen_by: Dir | None) -> bool:
+        """Bring one object up to date, `at` its place in the copy; whether it is a directory."""
+        if seen_by is not None:
+            _flush(seen_by, name)
+        target, as_name = at
         st = source.stat(name)
         if st is None:
             self._changed += 1
@@ -105,37 +157,37 @@ class Snapshot:
         known = self._seen.get(path)
         if S_ISDIR(st.st_mode):
             if known is None or not S_ISDIR(known.st[0]):
-                self._remove(target, name)
-                os.mkdir(name, 0o700, dir_fd=target.fd())
-            self._directory(path, source, name, target.child(name), st)
+                self._remove(target, as_name)
+                os.mkdir(as_name, 0o700, dir_fd=target.fd())
+            self._directory(path, source, name, target.child(as_name), st)
             return True
         if known is not None and known.settled and known.st == _telling(st):
-            if st.st_nlink > 1:
-                self._links[st.st_ino] = (target, name)
+            self._links[st.st_ino] = at
             return False
         self._changed += 1
         settled = self._settled(st)
-        self._remove(target, name)
+        self._remove(target, as_name)
         other = self._links.get(st.st_ino)
-        if st.st_nlink > 1 and other is not None:
-            os.link(other[1], name, src_dir_fd=other[0].fd(), dst_dir_fd=target.fd(), follow_symlinks=False)
+        if other is not None:  # of what is in the index alone the count says 1
+            os.link(other[1], as_name, src_dir_fd=other[0].fd(), dst_dir_fd=target.fd(), follow_symlinks=False)
         else:
-            self._stage(source, name, target, st)
-            self._links[st.st_ino] = (target, name)
+            self._stage(source, name, at, st)
+        self._links[st.st_ino] = at
         self._seen[path] = _Seen(_telling(st), settled)
         return False
 
-    def _stage(self, source: Dir, name: bytes, target: Dir, st: os.stat_result) -> None:
+    def _stage(self, source: Dir, name: bytes, at: tuple[Dir, bytes], st: os.stat_result) -> None:
+        target, as_name = at
         if S_ISREG(st.st_mode):
             fd = objects.open_file(source.fd(), name, os.O_RDONLY)
             try:
                 file = copyup.Source(fd, fd, os.fstat(fd))
-                copyup.stage_file(target.fd(), name, file, file.st.st_size, self._terms)
+                copyup.stage_file(target.fd(), as_name, file, file.st.st_size, self._terms)
             finally:
                 os.close(fd)
         else:
-            copyup.stage_other(target.fd(), name, source.fd(), name, st, self._terms)
-        self._drop_marks(target.fd(), name)
+            copyup.stage_other(target.fd(), as_name, source.fd(), name, st, self._terms)
+        self._drop_marks(target.fd(), as_name)
 
     def _directory(self, path: bytes, source: Dir, name: bytes, copy: Dir, st: os.stat_result | None = None) -> None:
         """Owner, mode and xattrs of a directory; its times come last of all, and a user's modes."""
@@ -151,6 +203,9 @@ class Snapshot:
                 objects.remove_xattr(copy.fd(), b".", key)
         copyup.dress(copy.fd(), b".", source.fd(), name, st, self._terms)
         self._drop_marks(copy.fd(), b".")
+        self._let_fill(path, copy)
+
+    def _let_fill(self, path: bytes, copy: Dir) -> None:
         if not self._terms.must_chown:  # a user can fill a directory only while he may write to it
             mode = S_IMODE(os.stat(b".", dir_fd=copy.fd()).st_mode)
             syscalls.chmod_nofollow(copy.fd(), b".", mode | 0o700)

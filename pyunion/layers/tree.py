@@ -7,9 +7,10 @@ entry in the layers below it is pyunion/branch/below.py. Changes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from stat import S_ISDIR, S_ISREG
+from stat import S_IFMT, S_ISDIR, S_ISREG
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pyunion.branch import opening
@@ -24,6 +25,19 @@ _MOST_OPEN = 256
 Parts = tuple[Dir, ...]
 
 
+class Copy(NamedTuple):
+    """What a lower file of several names has become by a change under one of them (pyunion/layers/indexed.py)."""
+
+    dir: Dir  # where the copy is
+    name: bytes
+    missing: int  # so many names of the union have no link in upper, and show it all the same
+    lower: os.stat_result
+
+
+Copies = Mapping[tuple[int, int], Copy]  # by device and inode number of the lower file
+_NONE: Copies = MappingProxyType({})
+
+
 class Entry(NamedTuple):
     """An object of a union, and where it is."""
 
@@ -36,6 +50,7 @@ class Entry(NamedTuple):
     metacopy: bool = False  # its data are somewhere else
     data: tuple[Dir, bytes] | None = None  # where a regular file's data are; None: nowhere
     origin: bytes | None = None
+    copy_of: Entry | None = None  # the lower file that has this name, which only the index makes a name of the copy
 
     @property
     def is_dir(self) -> bool:
@@ -45,8 +60,9 @@ class Entry(NamedTuple):
 class Tree:
     """The union of some branches, topmost first."""
 
-    def __init__(self, branches: Sequence[Branch], data: Sequence[Branch] = ()) -> None:
+    def __init__(self, branches: Sequence[Branch], data: Sequence[Branch] = (), copies: Copies = _NONE) -> None:
         self.root: Parts = tuple(branch.root for branch in branches)
+        self._copies = copies
         self._data = tuple(branch.root for branch in data)
 
     def root_entry(self) -> Entry:
@@ -109,9 +125,13 @@ class Tree:
             data = None
             for lower in self._below(parts, part, name, found.redirect, want_dir=False):
                 data = (lower.dir, lower.name)
-        return Entry(
+        entry = Entry(
             st, part, name, redirect=found.redirect, metacopy=metacopy, data=data, origin=found.origin
-        )
+        )  # fmt: skip
+        if st.st_nlink > 1 and not part.branch.is_upper:
+            copy = self._copies.get((st.st_dev, st.st_ino))
+            return entry if copy is None else _shown_by(copy, entry)
+        return entry
 
     def _below(
         self, parts: Parts, part: Dir, name: bytes, redirect: bytes | None, *, want_dir: bool
@@ -120,16 +140,29 @@ class Tree:
         return below(layers, part.branch.index, name, redirect, want_dir=want_dir)
 
 
+def _shown_by(copy: Copy, lower: Entry) -> Entry:
+    """What a name of a lower file shows when there is a copy of that."""
+    st = copy.dir.stat(copy.name)
+    if st is None or S_IFMT(st.st_mode) != S_IFMT(lower.st.st_mode):
+        return lower
+    found = read_file_marks(copy.dir, copy.name)
+    data = lower.data if found.metacopy else (copy.dir, copy.name)
+    return Entry(
+        st, copy.dir, copy.name, metacopy=found.metacopy, data=data, origin=found.origin, copy_of=lower
+    )  # fmt: skip
+
+
 class Branches(NamedTuple):
     """The branches that the user has named, open."""
 
     upper: Branch | None
     lowers: list[Branch]
     data: list[Branch]
+    copies: Copies = _NONE  # of lower files that were changed by another name
 
     @property
     def union(self) -> Tree:
-        return Tree([*([self.upper] if self.upper else []), *self.lowers], self.data)
+        return Tree([*([self.upper] if self.upper else []), *self.lowers], self.data, self.copies)
 
     @property
     def below(self) -> Tree | None:

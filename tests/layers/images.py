@@ -19,7 +19,7 @@ def commit(upper: Path, *arguments: str | Path, lowers: list[Path] | None = None
     """Run `pyunion commit`; returns what it prints."""
     below = ("--lower", ":".join(map(str, lowers))) if lowers else ()
     done = pyunion("commit", upper, *below, *arguments)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout.strip()
 
 

@@ -7,13 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli.command import clean_environment
-from tests.harness.files import append, touch_open, write
+from tests.harness.files import append, write
 from tests.harness.mounts import REPOSITORY
 from tests.harness.snapshot import Entry, Snapshot, snapshot
 from tests.harness.union import Union
@@ -54,7 +53,7 @@ def test_docker_says_the_same(docker: Docker, script: str) -> None:
         docker("rm", "changed")
 
 
-def _expected(before: Snapshot, after: Snapshot) -> list[str]:
+def expected(before: Snapshot, after: Snapshot) -> list[str]:
     """By two looks at a mount: what came and went, what differs, and the directories where that is so."""
     said = dict.fromkeys(after.keys() - before.keys(), "A")
     gone = before.keys() - after.keys()
@@ -80,7 +79,7 @@ def test_what_a_mount_shows_before_and_after(union: Union, options: tuple[str, .
     after = snapshot(union.at)
     union.unmount()
     found = diff(union.top, union.low, union.low2, union.low3)
-    assert sorted(found) == _expected(before, after)
+    assert sorted(found) == expected(before, after)
     assert {"A /merged/here/x/z", "D /moved", "A /only1/bus/ff", "C /merged/deep/g1"} <= set(found)
 
 
@@ -165,73 +164,3 @@ def test_a_branch_that_is_missing_or_no_directory(scratch: Path, words: tuple[st
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
         assert str(scratch / name) in done.stderr
     assert os.listdir(scratch) == ["file"]
-
-
-def _contents(at: Path) -> None:
-    append(at / "one", "+")
-
-
-def _mode(at: Path) -> None:
-    (at / "d/two").chmod(0o600)
-
-
-def _by_two_names(at: Path) -> None:
-    append(at / "one", "+")
-    append(at / "d/two", "+")
-
-
-def _moved(at: Path) -> None:
-    append((at / "one").rename(at / "uno"), "+")
-
-
-def _one_name_less(at: Path) -> None:
-    append(at / "one", "+")
-    (at / "d/two").unlink()
-
-
-def _one_name_more(at: Path) -> None:
-    append(at / "one", "+")
-    os.link(at / "one", at / "four")
-
-
-def _a_directory_moved(at: Path) -> None:
-    append(at / "one", "+")
-    (at / "e").rename(at / "f")
-
-
-def _not_changed(at: Path) -> None:
-    touch_open(at / "one", os.O_WRONLY)
-
-
-_LINKS = (_contents, _mode, _by_two_names, _moved, _one_name_less, _one_name_more, _a_directory_moved, _not_changed)
-
-
-def _change_and_remove(at: Path) -> None:
-    append(at / "one", "+")
-    (at / "one").unlink()
-
-
-_IN_WORK = pytest.mark.xfail(reason="upper has no name of the copy, and the index is in work")
-
-
-@pytest.mark.parametrize("change", [*_LINKS, pytest.param(_change_and_remove, marks=_IN_WORK)])
-def test_every_name_of_a_changed_lower_file_is_listed(union: Union, change: Callable[[Path], object]) -> None:
-    """Whether upper has a link for it, or the index makes it a name of the copy."""
-    write(union.low2 / "one", "1")
-    write(union.low / "one-side/other")
-    for name in ("d/two", "e/three"):
-        (union.low2 / name).parent.mkdir()
-        os.link(union.low2 / "one", union.low2 / name)
-    union.compare_with_kernel = False  # looking around gives names their links
-    union.mount("index=on", "redirect_dir=on", lowers=[union.low, union.low2])
-    change(union.at)
-    union.unmount()
-    found = diff(union.top, union.low, union.low2)
-    union.mount("index=on", writable=False, lowers=[union.low, union.low2])
-    before = snapshot(union.at)
-    union.unmount()
-    union.mount("index=on", "redirect_dir=on", lowers=[union.low, union.low2])
-    after = snapshot(union.at)
-    union.unmount()
-    assert sorted(found) == _expected(before, after)
-    assert sorted(diff(union.top, union.low, union.low2)) == sorted(found)
