@@ -85,9 +85,11 @@ class TarWriter:
     def _time(self, member: tarfile.TarInfo, mtime_ns: int) -> None:
         if self._newest is not None and mtime_ns > self._newest * _NS:
             mtime_ns = self._newest * _NS
-        member.mtime, rest = divmod(mtime_ns, _NS)
+        seconds, rest = divmod(abs(mtime_ns), _NS)
+        member.mtime = -seconds if mtime_ns < 0 else seconds
         if rest:
-            _add(member, mtime=f"{member.mtime}.{rest:09}".rstrip("0"))
+            sign = "-" if mtime_ns < 0 else ""
+            _add(member, mtime=f"{sign}{seconds}.{rest:09}".rstrip("0"))
 
     def _xattrs(self, member: tarfile.TarInfo, entry: Entry) -> None:
         prefix = entry.dir.branch.xattr_prefix or marks.TRUSTED
