@@ -42,6 +42,8 @@ class Unpacker:
         self._root = os.geteuid() == 0
         self._terms = copyup.Terms(self._prefix, sync=False, must_chown=self._root)
         self._chain: list[Dir] = []  # the directories on the way to the last member
+        self._along: set[bytes] = set()  # paths of files of the layers below that came for the sake of a link
+        self._opaque: set[bytes] = set()  # paths of directories
         self._last: dict[bytes, tuple[int, int]] = {}  # of directories: the modes and times that they get at the end
 
     def unpack(self, reader: tarreader.TarReader, tell: Tell) -> None:
@@ -75,11 +77,12 @@ class Unpacker:
             raise PyunionError(f"{member.name} lies below a mark; the archive is hostile")
         parent = self._parent(names, member.name)
         if name.startswith(marks.AUFS_PREFIX):
-            self._mark(parent, name, member)
+            self._mark(parent, names, name, member)
             return
-        was_whiteout = self._make_room(parent, name, member)
+        self._along.discard(b"/".join([*names, name]))
+        hid = self._make_room(parent, name, member)
         if member.isdir():
-            self._directory(parent, name, was_whiteout)
+            self._directory(parent, [*names, name], hid)
             directory = parent.child(name)
             self._dress(directory, b".", member)
             self._later(directory, [*names, name], tarreader.time_ns(member))
@@ -110,7 +113,7 @@ class Unpacker:
         if kind is not Kind.DIRECTORY:
             if kind is Kind.WHITEOUT:
                 os.unlink(name, dir_fd=here.fd())
-            self._directory(here, name, kind is Kind.WHITEOUT)
+            self._directory(here, names, kind is Kind.WHITEOUT)
             found = None if self._below is None else self._below.find(b"/".join(names))
             if found is not None and found.is_dir:
                 copyup.dress(here.fd(), name, found.dir.fd(), found.name, found.st, self._terms)
@@ -125,11 +128,24 @@ class Unpacker:
             syscalls.chmod_nofollow(directory.fd(), b".", mode | 0o700)
         self._last[b"/".join(names)] = (mode, mtime_ns)
 
-    def _directory(self, parent: Dir, name: bytes, opaque: bool) -> None:
-        if parent.stat(name) is None:
-            os.mkdir(name, 0o755, dir_fd=parent.fd())
+    def _directory(self, parent: Dir, names: list[bytes], opaque: bool) -> None:
+        if parent.stat(names[-1]) is None:
+            os.mkdir(names[-1], 0o755, dir_fd=parent.fd())
         if opaque:
-            branch_marks.set_opaque(parent.fd(), name, self._branch)
+            self._set_opaque(parent.child(names[-1]), names)
+
+    def _set_opaque(self, directory: Dir, names: list[bytes]) -> None:
+        """Whiteouts that came before have nothing to hide then, and the kernel lists them in what does not merge."""
+        branch_marks.set_opaque(directory.fd(), b".", self._branch)
+        self._opaque.add(b"/".join(names))
+        todo = [directory]
+        while todo:
+            here = todo.pop()
+            for name, kind in list(here.entries()):
+                if kind is Kind.WHITEOUT:
+                    os.unlink(name, dir_fd=here.fd())
+                elif kind is Kind.DIRECTORY:
+                    todo.append(here.child(name))
 
     def _find(self, names: list[bytes]) -> Dir | None:
         """The directory at a path, if it is there."""
@@ -152,7 +168,7 @@ class Unpacker:
         return known
 
     def _make_room(self, parent: Dir, name: bytes, member: tarfile.TarInfo) -> bool:
-        """Remove what a member replaces; whether that was a whiteout."""
+        """Remove what a member replaces; whether that hid what is below."""
         st = parent.stat(name)
         if st is None:
             return False
@@ -162,40 +178,56 @@ class Unpacker:
                 return False
             self._chain.clear()
         remove_tree(parent.fd(), name)
-        return kind is Kind.WHITEOUT
+        return kind is not Kind.DIRECTORY
 
     # -- marks ----------------------------------------------------------------------------------------------------
 
-    def _mark(self, parent: Dir, name: bytes, member: tarfile.TarInfo) -> None:
+    def _mark(self, parent: Dir, names: list[bytes], name: bytes, member: tarfile.TarInfo) -> None:
         hidden = name[len(marks.AUFS_PREFIX) :]
         if name == marks.AUFS_OPAQUE:
-            self._opaque(parent, tarreader.time_ns(member))
+            self._hide_all(parent, names, tarreader.time_ns(member))
         elif name.startswith(_AUFS_OWN):
             return  # of aufs itself, and none of the layer
         elif hidden in (b"", b".", b".."):
             raise PyunionError(f"{member.name} is a whiteout of no name; the archive is hostile")
         else:
-            self._whiteout(parent, hidden, tarreader.time_ns(member))
+            self._leave_again([*names, hidden])
+            self._whiteout(parent, [*names, hidden], tarreader.time_ns(member))
 
-    def _opaque(self, parent: Dir, time_ns: int) -> None:
+    def _leave_again(self, names: list[bytes]) -> None:
+        """What came along is none of this layer's, and goes with the rest of what is below."""
+        path = b"/".join(names)
+        for along in [each for each in self._along if not path or (each + b"/").startswith(path + b"/")]:
+            self._along.remove(along)
+            *folder, name = along.split(b"/")
+            directory = self._find(folder)
+            assert directory is not None
+            os.unlink(name, dir_fd=directory.fd())
+
+    def _hide_all(self, parent: Dir, names: list[bytes], time_ns: int) -> None:
         if self._below is None:
             return
+        self._leave_again(names)
         if parent.parent is not None:
-            branch_marks.set_opaque(parent.fd(), b".", self._branch)
+            self._set_opaque(parent, names)
             return
         for name in self._below.names(self._below.root):  # a root cannot be opaque
-            self._whiteout(parent, name, time_ns)
+            self._whiteout(parent, [name], time_ns)
 
-    def _whiteout(self, parent: Dir, name: bytes, time_ns: int) -> None:
-        """It hides what is below, and nothing of this layer, whatever the order in the archive."""
-        if self._below is None:
+    def _whiteout(self, parent: Dir, names: list[bytes], time_ns: int) -> None:
+        """It hides what is below, and nothing of this layer, whatever the order in the archive. The kernel would list
+        one in a directory that does not merge."""
+        if self._below is None or any(b"/".join(names[:end]) in self._opaque for end in range(len(names))):
             return
+        name = names[-1]
         st = parent.stat(name)
         if st is None:
+            if self._below.find(b"/".join(names)) is None:
+                return
             os.mknod(name, S_IFCHR, 0, dir_fd=parent.fd())
             objects.utime(parent.fd(), name, time_ns, time_ns)
         elif S_ISDIR(st.st_mode):
-            branch_marks.set_opaque(parent.fd(), name, self._branch)
+            self._set_opaque(parent.child(name), names)
 
     # -- objects --------------------------------------------------------------------------------------------------
 
@@ -248,6 +280,7 @@ class Unpacker:
             if found is None or found.is_dir:
                 raise PyunionError(f"{member.name} is a link to {member.linkname}, which is not there")
             directory = self._take_along(target, found, member.name)
+            self._along.add(b"/".join(target))
         elif S_ISDIR(st.st_mode) or (directory is not None and directory.is_whiteout(target[-1], st)):
             raise PyunionError(f"{member.name} is a link to {member.linkname}, which is no file")
         assert directory is not None
