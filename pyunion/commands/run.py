@@ -13,7 +13,7 @@ import socket
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pyunion import background, notify, preflight
 from pyunion.branch import syscalls
@@ -21,6 +21,7 @@ from pyunion.commands import given, mount
 from pyunion.config import MountConfig, Options, make_config
 from pyunion.container import accounts, initlayer, processes, root
 from pyunion.errors import ExitCode, PyunionError
+from pyunion.layers import imageconfig
 from pyunion.layers.store import Store
 from pyunion.layers.tree import Tree, open_branches
 
@@ -46,23 +47,17 @@ def run(arguments: Namespace) -> int:
     path, tag = given.image_and_tag(arguments.image)
     store = Store(path)
     name = given.only_image(store, tag)
-    program = _program(arguments, store.config(name).get("config") or {})
+    program = _program(arguments, imageconfig.program(store.config(name)))
     processes.block_signals()
     return processes.keep(lambda: _keep(arguments, store, name, program))
 
 
-def _program(arguments: Namespace, config: dict[str, Any]) -> _Program:
+def _program(arguments: Namespace, said: imageconfig.Program) -> _Program:
     words = arguments.program[1:] if arguments.program[:1] == ["--"] else arguments.program
-    command = words or [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
+    command = words or said.command
     if not command:
         raise PyunionError("the image names no program; name one: pyunion run --image DEST -- CMD...", ExitCode.USAGE)
-    return _Program(
-        command,
-        config.get("Env") or [],
-        config.get("User") or "",
-        config.get("WorkingDir") or "/",
-        secrets.token_hex(6),
-    )
+    return _Program(command, said.variables, said.user, said.workdir, secrets.token_hex(6))
 
 
 @given.failures_told()

@@ -101,7 +101,7 @@ def environment(image: Sequence[str], account: Account, hostname: str) -> dict[s
     found = {"PATH": _PATH, "HOSTNAME": hostname, "HOME": account.home}
     if os.isatty(0) and "TERM" in os.environ:
         found["TERM"] = os.environ["TERM"]
-    return found | dict(text.split("=", 1) for text in image if "=" in text)
+    return found | dict(text.split("=", 1) for text in image)
 
 
 def forget_handlers() -> None:

@@ -33,8 +33,18 @@ _DOCKER = "application/vnd.docker."
 _SUFFIX = {"gzip": "+gzip", "zstd": "+zstd", "none": ""}
 _REF = "org.opencontainers.image.ref.name"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_UNFINISHED = b".new-"  # in the names of files that are being written
 _MOST_JSON = 8 << 20  # bytes
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+@contextlib.contextmanager
+def well_formed() -> Iterator[None]:
+    """JSON that is not of the form that it should have is told by a sentence."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise PyunionError(f"the image is not described as images are, it is damaged or hostile: {error}") from None
 
 
 class Layer(NamedTuple):
@@ -82,6 +92,10 @@ class Layout:
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
+            for folder in (self.path, self._at("blobs/sha256")):
+                for name in os.listdir(folder):
+                    if _UNFINISHED in name:  # of somebody who was killed
+                        os.unlink(os.path.join(folder, name))
             yield
         finally:
             os.close(fd)
@@ -90,12 +104,15 @@ class Layout:
         """The descriptors of the images by tag."""
         return tags_of(self._read_json(self._at("index.json")))
 
+    @well_formed()
     def image(self, descriptor: Json) -> Image:
         """The image of a descriptor; of an index of several platforms that of this machine."""
         manifest = self.blob_json(descriptor)
-        if "manifests" in manifest:
+        while "manifests" in manifest:  # as each is named by its digest, none can name itself
             manifest = self.blob_json(_for_this_machine(manifest["manifests"]))
-        return Image(manifest, self.blob_json(manifest.get("config", {})))
+        image = Image(manifest, self.blob_json(manifest.get("config", {})))
+        image.layers()
+        return image
 
     def open_blob(self, digest: str) -> BinaryIO:
         """A blob; whether it is what its digest says is for the reader to see."""
@@ -120,7 +137,7 @@ class Layout:
 
     def put_layer(self, compression: str, write: Callable[[streams.HashingWriter], None]) -> Layer:
         """Store a layer that `write` writes as a tar archive."""
-        with put_off() as let_in, tempfile.NamedTemporaryFile(dir=self._at("blobs/sha256"), prefix=b".new-") as file:
+        with put_off() as let_in, tempfile.NamedTemporaryFile(dir=self._at("blobs/sha256"), prefix=_UNFINISHED) as file:
             blob = streams.HashingWriter(file)
             packed = streams.compressor(compression, blob)
             tar = streams.HashingWriter(packed)
@@ -150,7 +167,7 @@ class Layout:
         return os.path.join(self.path, name.encode("ascii"))
 
     def _put(self, name: str, data: bytes) -> None:
-        temporary = self._at(name) + b".new-%d" % os.getpid()
+        temporary = self._at(name) + _UNFINISHED + b"%d" % os.getpid()
         with put_off():
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -166,9 +183,29 @@ class Layout:
             raise PyunionError(f"{os.fsdecode(self.path)} is no OCI image layout: it has no index.json") from None
 
 
+@well_formed()
 def tags_of(index: Json) -> dict[str | None, Json]:
-    """The descriptors of an index by tag."""
-    return {each.get("annotations", {}).get(_REF): each for each in index.get("manifests", [])}
+    """The descriptors of an index by tag; of several without one, that of this machine, or each by its digest."""
+    found: dict[str | None, Json] = {}
+    untagged = []
+    for each in index.get("manifests", []):
+        tag = (each.get("annotations") or {}).get(_REF)
+        if tag is None:
+            untagged.append(each)
+        else:
+            found[str(tag)] = each
+    if len(untagged) == 1:
+        found[None] = untagged[0]
+    elif any("platform" in each for each in untagged):
+        found[None] = _for_this_machine(untagged)
+    else:
+        found |= {short(each.get("digest")): each for each in untagged}
+    return found
+
+
+def short(digest: object) -> str:
+    """A name for what has no other one, as docker and podman shorten digests."""
+    return checked(digest).partition(":")[2][:12]
 
 
 def new_image() -> Image:
@@ -192,7 +229,7 @@ def with_layer(image: Image, layer: Layer, created: int, created_by: str) -> Ima
         **image.config,
         "created": when,
         "rootfs": {"type": "layers", "diff_ids": [*rootfs.get("diff_ids", []), layer.diff_id]},
-        "history": [*image.config.get("history", []), {"created": when, "created_by": created_by}],
+        "history": [*(image.config.get("history") or []), {"created": when, "created_by": created_by}],
     }
     below = [_as_oci(descriptor) for descriptor in image.manifest.get("layers", [])]
     manifest = {"schemaVersion": 2, "mediaType": _MANIFEST, "layers": [*below, layer.descriptor]}
@@ -216,9 +253,11 @@ def _as_oci(descriptor: Json) -> Json:
 def _for_this_machine(manifests: list[Json]) -> Json:
     wanted = _ARCHITECTURES.get(platform.machine(), platform.machine())
     for each in manifests:
-        on = each.get("platform", {})
+        on = each.get("platform") or {}
         if (on.get("architecture"), on.get("os")) == (wanted, "linux"):
             return each
+    if len(manifests) == 1 and "platform" not in manifests[0]:
+        return manifests[0]
     raise PyunionError(f"the image is not made for this machine (linux/{wanted})")
 
 
@@ -237,7 +276,7 @@ def encoded(value: Json | list[Json]) -> bytes:
 def parsed(data: bytes, what: str) -> Json:
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise PyunionError(f"{what} is not the JSON that describes an image")

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from pyunion.errors import ExitCode, PyunionError
-from pyunion.layers import oci, streams, tarreader
+from pyunion.layers import imageconfig, oci, streams, tarreader
 
 _MOST_JSON = 8 << 20
 _MOST_MEMBERS = 100_000
@@ -43,14 +43,21 @@ def open_image(path: bytes, tag: str | None, stack: ExitStack, scratch: bytes) -
     """The image of a layout or archive; of several the one with this tag. `scratch` is a directory for what has to be
     unpacked first. Raises PyunionError."""
     try:
-        if os.path.isdir(path):
-            return _of_layout(oci.Layout(path), tag)
-        files = _Files(path, stack, scratch)
-        if "manifest.json" in files.members:
-            return _of_docker(files, tag)
-        return _of_layout(_ArchivedLayout(path, files), tag)
+        with oci.well_formed():
+            image = _opened(path, tag, stack, scratch)
+            imageconfig.program(image.config)
+            return image
     except OSError as error:
         raise PyunionError(f"cannot read {os.fsdecode(path)}: {error.strerror}") from None
+
+
+def _opened(path: bytes, tag: str | None, stack: ExitStack, scratch: bytes) -> SourceImage:
+    if os.path.isdir(path):
+        return _of_layout(oci.Layout(path), tag)
+    files = _Files(path, stack, scratch)
+    if "manifest.json" in files.members:
+        return _of_docker(files, tag)
+    return _of_layout(_ArchivedLayout(path, files), tag)
 
 
 def _of_layout(layout: oci.Layout, tag: str | None) -> SourceImage:
@@ -71,14 +78,19 @@ def _opener(layout: oci.Layout, digest: str) -> Callable[[], BinaryIO]:
 def _of_docker(files: _Files, tag: str | None) -> SourceImage:
     """manifest.json of `docker save`: a list of images with the names of their files."""
     try:
-        listed = [(each.get("RepoTags") or ["latest"], each) for each in json.loads(files.read("manifest.json"))]
-        found, entry = _chosen({str(name): each for names, each in listed for name in names}, tag)
+        listed = json.loads(files.read("manifest.json"))
+        untagged = [each for each in listed if not each.get("RepoTags")]
+        images = {str(name): each for each in listed for name in each.get("RepoTags") or ()}
+        if len(untagged) == 1:
+            images.setdefault("latest", untagged[0])
+        else:
+            images |= {_digest(str(each["Config"]))[:12]: each for each in untagged}
+        found, entry = _chosen(images, tag)
         config_name, layer_names = str(entry["Config"]), [str(name) for name in entry["Layers"]]
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise PyunionError("manifest.json is not that of an image archive; it is damaged") from None
     data = files.read(config_name)
-    named = os.path.basename(config_name).removesuffix(".json")
-    if hashlib.sha256(data).hexdigest() != named:
+    if hashlib.sha256(data).hexdigest() != _digest(config_name):
         raise PyunionError(f"{config_name} is not what its digest says; the image is damaged or was changed")
     config = oci.parsed(data, config_name)
     diff_ids = config.get("rootfs", {}).get("diff_ids", [])
@@ -89,6 +101,10 @@ def _of_docker(files: _Files, tag: str | None) -> SourceImage:
         for name, diff_id in zip(layer_names, diff_ids, strict=True)
     ]
     return SourceImage(found, config, layers)
+
+
+def _digest(config_name: str) -> str:
+    return os.path.basename(config_name).removesuffix(".json")
 
 
 def _chosen(images: dict[str, Any], tag: str | None) -> tuple[str, Any]:
@@ -124,6 +140,8 @@ class _Files:
                 self.members[name] = member.offset_data, member.size
             elif member.issym():  # old versions of docker have a layer once, and links to it
                 links.append((name, os.path.normpath(os.path.join(os.path.dirname(name), member.linkname))))
+            elif member.islnk():
+                links.append((name, os.path.normpath(member.linkname)))
             if len(self.members) + len(links) > _MOST_MEMBERS:
                 raise PyunionError(f"{os.fsdecode(path)} is no archive of an image: it has too many files")
         for name, target in links:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 Fill = Callable[[tarfile.TarFile], None]
+Pack = Callable[[bytes], bytes]
 
 
 def layer(fill: Fill) -> bytes:
@@ -50,33 +51,69 @@ def add(archive: tarfile.TarFile, name: str, content: bytes = b"", mode: int = 0
     archive.addfile(member, io.BytesIO(content))
 
 
-def layout(path: Path, layers: Sequence[bytes], tag: str = "t") -> Path:
-    """An OCI image layout with one image of these layers, the lowest first."""
-    blobs = path / "blobs/sha256"
-    blobs.mkdir(parents=True, exist_ok=True)
+def put(path: Path, data: bytes, media_type: str) -> dict[str, object]:
+    """Store a blob in a layout; returns its descriptor."""
+    digest = hashlib.sha256(data).hexdigest()
+    (path / "blobs/sha256").mkdir(parents=True, exist_ok=True)
+    (path / "blobs/sha256" / digest).write_bytes(data)
+    return {"mediaType": f"application/vnd.oci.image.{media_type}", "digest": f"sha256:{digest}", "size": len(data)}
 
-    def put(data: bytes, media_type: str) -> dict[str, object]:
-        digest = hashlib.sha256(data).hexdigest()
-        (blobs / digest).write_bytes(data)
-        return {"mediaType": f"application/vnd.oci.image.{media_type}", "digest": f"sha256:{digest}", "size": len(data)}
 
-    descriptors = [put(gzip.compress(data, mtime=0), "layer.v1.tar+gzip") for data in layers]
+def index(path: Path, *described: dict[str, object]) -> None:
+    (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": described}))
+
+
+def gzipped(data: bytes) -> bytes:
+    return gzip.compress(data, mtime=0)
+
+
+def layout(path: Path, layers: Sequence[bytes], tag: str = "t", config: object = None, pack: Pack = gzipped) -> Path:
+    """An OCI image layout with one image of these layers, the lowest first. `config` is of the program in it."""
+    descriptor = image(path, layers, {} if config is None else config, pack)
+    index(path, descriptor | {"annotations": {"org.opencontainers.image.ref.name": tag}})
+    (path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    return path
+
+
+def image(path: Path, layers: Sequence[bytes], config: object, pack: Pack = gzipped) -> dict[str, object]:
+    """Store an image that no index names yet; returns its descriptor."""
+    descriptors = [put(path, pack(data), "layer.v1.tar+gzip") for data in layers]
     diff_ids = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in layers]
-    config = {
+    described = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {},
+        "config": config,
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
         "history": [{"created_by": "hand"} for _ in layers],
     }
     manifest = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": put(json.dumps(config).encode(), "config.v1+json"),
+        "config": put(path, json.dumps(described).encode(), "config.v1+json"),
         "layers": descriptors,
     }
-    described = put(json.dumps(manifest).encode(), "manifest.v1+json")
-    described["annotations"] = {"org.opencontainers.image.ref.name": tag}
-    (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [described]}))
-    (path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    return path
+    return put(path, json.dumps(manifest).encode(), "manifest.v1+json")
+
+
+def docker_archive(path: Path, layers: Sequence[bytes], *tags: list[str] | None, link: bytes = tarfile.SYMTYPE) -> None:
+    """What `docker save` wrote before version 25, of images of these layers with these tags. Layers that are alike are
+    there once, and links to it."""
+    entries = []
+    written: dict[bytes, str] = {}
+    with tarfile.open(path, "w") as archive:
+        names = [f"layer{number}/layer.tar" for number in range(len(layers))]
+        for name, data in zip(names, layers, strict=True):
+            if data in written:
+                to = f"../{written[data]}" if link == tarfile.SYMTYPE else written[data]
+                add(archive, name, type=link, linkname=to)
+            else:
+                add(archive, name, data)
+                written[data] = name
+        for number, tagged in enumerate(tags):
+            diff_ids = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in layers]
+            config = {"config": {"Env": [f"NUMBER={number}"]}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+            said = json.dumps(config).encode()
+            place = f"{hashlib.sha256(said).hexdigest()}.json"
+            add(archive, place, said)
+            entries.append({"Config": place, "RepoTags": tagged, "Layers": names})
+        add(archive, "manifest.json", json.dumps(entries).encode())
