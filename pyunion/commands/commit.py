@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 
+from pyunion import preflight
 from pyunion.branch import opening
 from pyunion.branch.dirs import Branch, DirCache
 from pyunion.commands import counting, given, work
@@ -26,6 +27,7 @@ _MOST_OPEN = 256
 
 
 @given.failures_told()
+@given.ended_in_order()
 def run(arguments: Namespace) -> int:
     if (arguments.new is None) == (arguments.oci_layout is None):
         raise PyunionError("name either a new directory or --oci-layout DIR[:TAG]", ExitCode.USAGE)
@@ -66,9 +68,10 @@ def _commit(arguments: Namespace, branches: Branches, mounted: Branch | None) ->
             with counting.objects() as tell:
                 tarwriter.TarWriter(sink, epoch).write(told(items.layer_items(tree), tell))
 
+        assert branches.upper is not None
         with put_off() as let_in, ExitStack() as stack, let_in():
             tree = branches.union
-            if mounted is not None or branches.copies:
+            if mounted is not None or branches.copies or preflight.work_of_overlay(branches.upper.path) is not None:
                 tree = _frozen(branches, mounted, os.path.join(path, staging.PREFIX + b"snapshot"), stack).union
             layer = layout.put_layer(arguments.compression, write)
         created = int(time.time()) if epoch is None else epoch
@@ -77,6 +80,7 @@ def _commit(arguments: Namespace, branches: Branches, mounted: Branch | None) ->
 
 def _frozen(branches: Branches, mounted: Branch | None, place: bytes, stack: ExitStack) -> Branches:
     """The union with a snapshot in the place of upper, for as long as `stack`."""
+    given.remove(place)  # of a commit that was killed
     stack.callback(given.remove, place)
     _snapshot(branches, mounted, place)
     assert branches.upper is not None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import NoReturn
 
 from pyunion.branch import syscalls
 from pyunion.branch.work import remove_tree
@@ -28,6 +30,22 @@ def failures_told() -> Iterator[None]:
         name = error.filename2 or error.filename
         what = "a branch or an image" if name is None else os.fsdecode(name) if isinstance(name, bytes) else str(name)
         raise PyunionError(f"cannot read or write {what}: {error.strerror}") from None
+
+
+@contextmanager
+def ended_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does: what was begun is removed."""
+
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    heeded = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")

@@ -6,21 +6,19 @@ Owns that an archive has both forms in it, the OCI layout and what `docker load`
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from argparse import Namespace
 from contextlib import ExitStack
 
 from pyunion.branch import syscalls
-from pyunion.branch.work import remove_tree
 from pyunion.commands import counting, given
 from pyunion.errors import ExitCode, PyunionError
-from pyunion.interrupts import put_off
-from pyunion.layers import export, oci
+from pyunion.layers import export, oci, staging
 from pyunion.layers.store import Store
 
 
 @given.failures_told()
+@given.ended_in_order()
 def run(arguments: Namespace) -> int:
     dest, _, name = arguments.image.partition(":") if not os.path.isdir(arguments.image) else (arguments.image, "", "")
     if not os.path.isdir(dest):
@@ -35,16 +33,23 @@ def run(arguments: Namespace) -> int:
     out = os.path.abspath(os.fsencode(arguments.out))
     if os.path.lexists(out):
         raise PyunionError(f"{arguments.out} is there already; name a new file", ExitCode.USAGE)
-    with put_off() as let_in, ExitStack() as stack:
-        scratch = tempfile.mkdtemp(prefix=b".pyunion-new-", dir=os.path.dirname(out))
-        stack.callback(remove_tree, syscalls.AT_FDCWD, scratch)
+    with ExitStack() as stack:
+        scratch = stack.enter_context(staging.scratch(os.path.dirname(out)))
+        layout = oci.Layout.make(os.path.join(scratch, b"layout"))
+        image = _export(store, name, layout, name.rpartition(":")[2], arguments, epoch)
         archive = os.path.join(scratch, b"archive")
-        with let_in():
-            layout = oci.Layout.make(os.path.join(scratch, b"layout"))
-            image = _export(store, name, layout, name.rpartition(":")[2], arguments, epoch)
-            export.write_archive(layout, image, name, archive, int(time.time()) if epoch is None else epoch)
+        export.write_archive(layout, image, name, archive, int(time.time()) if epoch is None else epoch)
+        _sync(archive)
         syscalls.renameat2(syscalls.AT_FDCWD, archive, syscalls.AT_FDCWD, out, syscalls.RENAME_NOREPLACE)
     return ExitCode.OK
+
+
+def _sync(path: bytes) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _export(

@@ -13,6 +13,7 @@ from pyunion.layers.store import Store
 
 
 @given.failures_told()
+@given.ended_in_order()
 def run(arguments: Namespace) -> int:
     path, tag = given.image_and_tag(arguments.image)
     with counting.objects() as tell, ExitStack() as stack:

@@ -5,10 +5,11 @@ Owns the name of what is not finished. Nothing else knows how a directory comes 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EEXIST, ENODATA, ENOTEMPTY, ENOTSUP
 
 from pyunion.branch import syscalls
@@ -17,6 +18,7 @@ from pyunion.errors import ExitCode, PyunionError
 from pyunion.interrupts import put_off
 
 PREFIX = b".pyunion-new-"
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextmanager
@@ -28,10 +30,9 @@ def staged(place: bytes) -> Iterator[int]:
         raise taken(place)
     with put_off() as let_in:
         try:
-            path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
+            path, fd = _begun(parent)
         except OSError as error:
             raise PyunionError(f"cannot create {os.fsdecode(place)}: {error.strerror}") from None
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.fchmod(fd, 0o755)
             without_acls(fd)
@@ -53,6 +54,53 @@ def _put(path: bytes, place: bytes) -> None:
         if error.errno in (EEXIST, ENOTEMPTY):
             raise taken(place) from None
         raise
+
+
+@contextmanager
+def scratch(folder: bytes) -> Iterator[bytes]:
+    """A new directory for what is needed for a while. Raises OSError."""
+    with put_off() as let_in:
+        path, fd = _begun(folder)
+        try:
+            with let_in():
+                yield path
+        finally:
+            remove_tree(syscalls.AT_FDCWD, path)
+            os.close(fd)
+
+
+def _begun(folder: bytes) -> tuple[bytes, int]:
+    """A new directory that has our lock as long as the descriptor is open, which tells others that it is in use."""
+    remove_unfinished(folder)
+    while True:
+        path = tempfile.mkdtemp(prefix=PREFIX, dir=folder)
+        with suppress(FileNotFoundError):  # somebody has taken it for a dead one's before we had the lock
+            fd = os.open(path, _DIR)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return path, fd
+            os.close(fd)
+
+
+def remove_unfinished(folder: bytes) -> None:
+    """Remove what those have left who were killed: nobody has a lock on it. Raises OSError."""
+    for name in os.listdir(folder):
+        if not name.startswith(PREFIX):
+            continue
+        path = os.path.join(folder, name)
+        try:
+            fd = os.open(path, _DIR)
+        except OSError:  # another user's, or just gone
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        else:
+            remove_tree(syscalls.AT_FDCWD, path)
+        finally:
+            os.close(fd)
 
 
 def without_acls(fd: int) -> None:

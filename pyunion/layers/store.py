@@ -43,16 +43,29 @@ class Store:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Make it if it is not there, and keep others of us from changing it. What was left unfinished is removed."""
-        for path in (self._layers, self._images):
-            os.makedirs(path, exist_ok=True)
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd, made = self._begun()
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            for name in os.listdir(self._layers):
-                if name.startswith(staging.PREFIX):
-                    remove_tree(syscalls.AT_FDCWD, os.path.join(self._layers, name))
+            staging.remove_unfinished(self._layers)
             yield
+        except BaseException:
+            for path in made:
+                with contextlib.suppress(OSError):  # it has something, and stays
+                    os.rmdir(path)
+            raise
         finally:
+            os.close(fd)
+
+    def _begun(self) -> tuple[int, list[bytes]]:
+        """A descriptor with a lock, and which directories were made; one that has failed may just have removed them."""
+        parts = (self._images, self._layers, self.path)
+        while True:
+            made = [path for path in parts if not os.path.isdir(path)]
+            for path in parts:
+                os.makedirs(path, exist_ok=True)
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink and all(map(os.path.isdir, parts)):
+                return fd, made
             os.close(fd)
 
     def add(self, image: SourceImage, name: str) -> list[bytes]:

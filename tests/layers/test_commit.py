@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -140,6 +141,15 @@ def test_no_time_is_later_than_asked_for(pyunion: Union) -> None:
     assert [entry["created"] for entry in seen["history"]] == ["2023-11-14T22:13:20Z"]
 
 
+@pytest.mark.parametrize("ns", [-1, -500_000_000, -1_500_000_001, -3_000_000_000])
+def test_times_before_1970(pyunion: Union, ns: int) -> None:
+    os.utime(write(pyunion.top / "old"), ns=(0, ns))
+    commit(pyunion.top, "--oci-layout", f"{pyunion.base}/layout:t")
+    assert umoci_unpack(pyunion.base / "layout", "t")[b"old"].mtime_ns == ns
+    commit(pyunion.top, pyunion.base / "new")
+    assert (pyunion.base / "new/old").stat().st_mtime_ns == ns
+
+
 def test_an_image_keeps_its_config_and_layers(pyunion: Union) -> None:
     layout = pyunion.base / "layout"
     write(pyunion.low / "f")
@@ -186,21 +196,27 @@ def written(union: Union) -> Union:
     return union
 
 
-def test_a_layer_is_of_one_moment(written: Union) -> None:
+@pytest.mark.parametrize("form", ["directory", "layout"])
+def test_a_layer_is_of_one_moment(written: Union, form: str) -> None:
     """Whenever the copy of the first file begins, both are written, the first one first. There are 200 others between
     them, so that the second one is copied later."""
     files = [(written.at / name).open("r+b", buffering=0) for name in ("first", "second")]
-    command_line = [sys.executable, "-m", "pyunion", "commit", str(written.top), str(written.base / "new")]
+    place = written.base / form
+    place.mkdir()
+    words = [place / "new"] if form == "directory" else ["--oci-layout", f"{place}:t", "--compression", "none"]
+    command_line = [sys.executable, "-m", "pyunion", "commit", str(written.top), *map(str, words)]
     with subprocess.Popen(command_line, cwd=REPOSITORY, env=clean_environment()) as committing, ExitStack() as stack:
         for file in files:
             stack.enter_context(file)
-        copy = arrival(written.base, ".pyunion-new-")
+        copy = arrival(place, ".pyunion-new-")
         begun = (name for name in arrivals(copy) if name == "first")
         for number, _ in zip(range(1, 6), begun, strict=False):
             for file in files:
                 os.pwrite(file.fileno(), b"%09d" % number, 0)
     assert committing.returncode == 0
-    first, second = (int((written.base / "new" / name).read_text()[:9]) for name in ("first", "second"))
+    if form == "layout":
+        run("tar", "--extract", "--file", top_layer(place, "t"), "-C", place, "--one-top-level=new")
+    first, second = (int((place / "new" / name).read_text()[:9]) for name in ("first", "second"))
     assert first - second in (0, 1)
     assert first, "nothing was written meanwhile, so that nothing was shown"
 
@@ -217,6 +233,53 @@ def test_a_branch_that_is_written_without_a_pause_is_refused(
     assert "is being written without a pause" in captured.err
     assert not (written.base / "new").exists()
     assert [path for path in written.base.iterdir() if path.name.startswith(".")] == []
+
+
+# -- interrupted --------------------------------------------------------------------------------------------------
+
+
+def _interrupted(written: Union, number: signal.Signals, *words: str | Path) -> int:
+    """Run a commit that is told to end while it copies, and cannot be done, since it is written all the time."""
+    command_line = [sys.executable, "-m", "pyunion", "commit", str(written.top), *map(str, words)]
+    with (written.at / "first").open("r+b", buffering=0) as file:
+        with subprocess.Popen(command_line, cwd=REPOSITORY, env=clean_environment()) as committing:
+            place = written.base / "layout" if len(words) > 1 else written.base
+            begun = arrivals(arrival(place, ".pyunion-new-"))
+            for number_, _ in enumerate(name for name in begun if name == "first"):
+                os.pwrite(file.fileno(), b"more", 0)
+                if number_ == 1:
+                    committing.send_signal(number)
+                    break
+        return committing.returncode
+
+
+@pytest.mark.parametrize("form", ["directory", "layout"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_commit_that_is_interrupted_leaves_nothing_to_the_next(
+    written: Union, number: signal.Signals, form: str
+) -> None:
+    layout = written.base / "layout"
+    layout.mkdir()
+    words = [written.base / "new"] if form == "directory" else ["--oci-layout", layout]
+    assert _interrupted(written, number, *words) == (-9 if number == signal.SIGKILL else 128 + number)
+    assert not (written.base / "new").exists()
+    if number == signal.SIGKILL:
+        commit(written.top, *words)
+    blobs = [layout / "blobs/sha256"] if form == "layout" else []
+    found = [path.name for folder in (written.base, layout, *blobs) for path in folder.iterdir()]
+    assert [name for name in found if name.startswith(".")] == []
+
+
+def test_what_others_are_making_stays(written: Union) -> None:
+    """Two commits beside each other, of which the second one is done while the first one goes on."""
+    file = (written.at / "first").open("r+b", buffering=0)
+    command_line = [sys.executable, "-m", "pyunion", "commit", str(written.top), str(written.base / "new")]
+    with subprocess.Popen(command_line, cwd=REPOSITORY, env=clean_environment()) as committing, file:
+        copy = arrival(written.base, ".pyunion-new-")
+        commit(written.low, written.base / "other")
+        assert copy.exists() or (written.base / "new").exists()
+    assert committing.returncode == 0
+    assert (written.base / "new/second").exists()
 
 
 # -- refusals -----------------------------------------------------------------------------------------------------

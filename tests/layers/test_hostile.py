@@ -25,8 +25,7 @@ def refused(image: Path, dest: Path) -> str:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("pyunion: ")
     assert done.stderr.count("\n") == 1
-    for name in ("layers", "images"):
-        assert list((dest / name).iterdir()) == []
+    assert not dest.exists()
     return done.stderr
 
 
@@ -58,7 +57,7 @@ def test_nothing_leads_out_of_a_layer(scratch: Path, members: tuple[str, ...]) -
     assert victim.read_text() == "precious"
     assert victim.stat().st_nlink == 1
     assert any(word in said for word in ("hostile", "is a link to", "ends within", "no tar archive"))
-    assert sorted(path.name for path in scratch.iterdir()) == ["dest", "image", "victim"]
+    assert sorted(path.name for path in scratch.iterdir()) == ["image", "victim"]
 
 
 def test_a_symlink_of_a_layer_below_is_no_way_out(scratch: Path) -> None:
@@ -157,11 +156,11 @@ def test_devices(scratch: Path, number: tuple[int, int]) -> None:
     program = copy_program(scratch / "program")
     (scratch / "home").mkdir()
     os.chown(scratch / "home", 1000, 1000)
-    script = f'cd / && PYTHONPATH="$0" {program} import "$1" "$2"; echo "status $?"; ls -A "$2/layers"'
+    script = f'cd / && PYTHONPATH="$0" {program} import "$1" "$2"; echo "status $?"'
     said = as_user("sh", "-c", script, scratch / "program", image, scratch / "home/dest")
     assert "is a device, which only root can make" in said
     assert "status 1" in said
-    assert os.listdir(scratch / "home/dest/layers") == []
+    assert os.listdir(scratch / "home") == []
 
 
 # -- digests ------------------------------------------------------------------------------------------------------
@@ -237,6 +236,42 @@ def test_a_digest_that_is_none(image: Path, scratch: Path, digest: object) -> No
     index["manifests"][0]["digest"] = digest
     (image / "index.json").write_text(json.dumps(index))
     assert "is no sha256 digest" in refused(image, scratch / "dest")
+
+
+_JSON = {
+    "nothing but brackets": "[" * 100_000,
+    "a list": '["text"]',
+    "manifests that are none": '{"manifests": "text"}',
+    "a manifest that is a number": '{"manifests": [1]}',
+    "annotations that are none": '{"manifests": [{"annotations": [1]}]}',
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("text", _JSON.values(), ids=_JSON.keys())
+def test_an_index_that_is_none(image: Path, scratch: Path, text: str) -> None:
+    (image / "index.json").write_text(text)
+    refused(image, scratch / "dest")
+    with tarfile.open(scratch / "saved.tar", "w") as archive:
+        handmade.add(archive, "manifest.json", text.encode())
+    refused(scratch / "saved.tar", scratch / "dest")
+
+
+@pytest.mark.parametrize("manifest", [[], 1, {"config": 5}, {"layers": "x"}, {"manifests": [1]}, {"manifests": {}}])
+def test_a_manifest_that_is_none(image: Path, scratch: Path, manifest: object) -> None:
+    _replace(image, manifest)
+    refused(image, scratch / "dest")
+
+
+_CONFIGS = (
+    *([1], "text", {"Env": 5}, {"Env": ["A=\0"]}, {"Env": ["A=\ud800"]}, {"User": 5}, {"User": "\0"}),
+    *({"WorkingDir": ["/"]}, {"WorkingDir": "\0"}, {"Cmd": "text"}, {"Cmd": [["sh"]]}, {"Entrypoint": {"a": 1}}),
+)
+
+
+@pytest.mark.parametrize("config", _CONFIGS, ids=repr)
+def test_a_program_that_cannot_be(scratch: Path, config: object) -> None:
+    refused(handmade.layout(scratch / "image", [handmade.members("f: f")], config=config), scratch / "dest")
 
 
 def test_what_is_no_image(scratch: Path) -> None:

@@ -94,8 +94,7 @@ def test_no_archive_does_anything_outside_of_the_store(layers: list[list[Member]
             assert (done.returncode, done.stdout, done.stderr[:9]) == (1, "", "pyunion: "), done.stderr[-3000:]
             assert done.stderr.count("\n") == 1
             assert not has_control_characters(done.stderr)
-            for name in ("layers", "images"):
-                assert os.listdir(base / "dest" / name) == []
+            assert not (base / "dest").exists()
     finally:
         run("rm", "-rf", base)  # it may be too deep for others
 

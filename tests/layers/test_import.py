@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -13,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from tests.cli.command import clean_environment
 from tests.harness import leaks
@@ -246,6 +250,13 @@ _ON_TOP = {
     "a directory becomes a file": (".wh.d", "d: file"),
     "parents that are not named": ("d/sub/new: new", "p/q/r: r"),
     "a link to a file below": ("more = file",),
+    "a link to a file that is hidden then": ("d/more = d/a", "d/.wh.a"),
+    "a link into a directory that is hidden then": ("d/more = d/sub/c", "d/sub/.wh..wh..opq"),
+    "a whiteout of a file of the same layer": ("d/a: new", "d/.wh.a", "d/.wh.b", "d/b: new"),
+    "marks of both kinds": ("d/.wh.a", "d/new: n", "d/.wh..wh..opq", "d/.wh.b", "d/sub/", "d/sub/new: n"),
+    "whiteouts where nothing is": ("d/.wh.none", "new/", "new/.wh.a", "new/sub/", "new/sub/.wh.b"),
+    "whiteouts below what is opaque": ("d/sub/", "d/sub/.wh.c", "d/sub/x: x", "d/.wh..wh..opq", "d/sub/.wh.y"),
+    "a file, and then a directory": ("d: file", "d/", "d/new: new"),
     "named twice": ("x: one", "x: two", "y: one", "y/", "y/z: z"),
     "dots in names": ("./d/./new: new", "./other/", "...: dots"),
     "a symlink for a symlink": ("link -> /etc", "loop -> loop"),
@@ -263,6 +274,91 @@ def test_umoci_unpacks_the_same(scratch: Path, top: tuple[str, ...]) -> None:
         for path, entry in found.items():
             found[path] = entry._replace(mtime_ns=0 if entry.kind == "directory" else entry.mtime_ns, nlink=0)
     assert_same(ours, theirs, "umoci unpacks another tree (ours | umoci)")
+
+
+# -- images in other forms ----------------------------------------------------------------------------------------
+
+_LAYERS = [handmade.members("a: a"), handmade.members("b: b")]
+
+
+def _in_two_members(data: bytes) -> bytes:
+    return handmade.gzipped(data[:700]) + handmade.gzipped(data[700:])
+
+
+def _chunked(data: bytes) -> bytes:
+    """Frames of zstd, and others that are to be passed over, as podman writes "zstd:chunked"."""
+    skipped = bytes.fromhex("502a4d18") + struct.pack("<I", 20) + bytes(20)
+    pack = zstandard.ZstdCompressor().compress
+    return pack(data[:700]) + skipped + pack(data[700:]) + skipped
+
+
+@pytest.mark.parametrize("pack", [_in_two_members, _chunked, bytes])
+def test_layers_that_are_packed_in_another_way(scratch: Path, pack: handmade.Pack) -> None:
+    top, low = import_(handmade.layout(scratch / "image", _LAYERS, pack=pack), scratch / "dest")
+    assert ((top / "b").read_text(), (low / "a").read_text()) == ("b", "a")
+
+
+def _platform(name: str) -> dict[str, object]:
+    return {"platform": {"architecture": name, "os": "linux" if name != "unknown" else "unknown"}}
+
+
+@pytest.mark.parametrize("depth", range(4))
+def test_of_several_platforms_that_of_this_machine(scratch: Path, depth: int) -> None:
+    """Named by the layout's index, by an index in that, or by one further down."""
+    ours = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+    image = handmade.layout(scratch / "image", _LAYERS)
+    described = [
+        handmade.image(image, _LAYERS, {}) | _platform(ours),
+        handmade.image(image, _LAYERS[:1], {"Env": ["A=other"]}) | _platform("riscv64"),
+        handmade.image(image, [], {"Env": ["A=attestation"]}) | _platform("unknown"),
+    ]
+    for _ in range(depth):
+        index = json.dumps({"schemaVersion": 2, "manifests": described}).encode()
+        described = [handmade.put(image, index, "index.v1+json")]
+    for order in (described, described[::-1]):
+        handmade.index(image, *order)
+        assert len(import_(image, scratch / "dest")) == 2
+
+
+def test_images_without_a_name_have_their_digest(scratch: Path) -> None:
+    image = handmade.layout(scratch / "image", _LAYERS)
+    one, two = (handmade.image(image, layers, {}) for layers in (_LAYERS, _LAYERS[:1]))
+    handmade.index(image, one, two)
+    names = [str(each["digest"])[7:19] for each in (one, two)]
+    done = command("import", image, scratch / "dest")
+    assert done.returncode == 2
+    assert all(name in done.stderr for name in names)
+    assert len(import_(f"{image}:{names[0]}", scratch / "dest")) == 2
+    assert len(import_(f"{image}:{names[1]}", scratch / "dest")) == 1
+
+
+@pytest.mark.parametrize("link", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_an_archive_of_an_old_docker(scratch: Path, link: bytes) -> None:
+    """Which has equal layers once, and the images that were saved without a name as well."""
+    layers = [*_LAYERS, _LAYERS[0]]
+    handmade.docker_archive(scratch / "saved.tar", layers, ["one:tag"], None, None, link=link)
+    first, middle, last = import_(f"{scratch}/saved.tar:one:tag", scratch / "dest")
+    assert [path.name for path in first.iterdir()] == [path.name for path in last.iterdir()] == ["a"]
+    assert [path.name for path in middle.iterdir()] == ["b"]
+    done = command("import", scratch / "saved.tar", scratch / "dest")
+    assert (done.returncode, done.stderr.count(",")) == (2, 2)
+    name = next(word for word in re.findall("[0-9a-f]{12}", done.stderr))
+    import_(f"{scratch}/saved.tar:{name}", scratch / "dest")
+    kept = json.loads((scratch / "dest/images" / f"{name}.json").read_text())
+    assert kept["config"]["config"]["Env"] in (["NUMBER=1"], ["NUMBER=2"])
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "there"])
+def test_what_fails_leaves_no_store(scratch: Path, there: bool) -> None:
+    image = handmade.layout(scratch / "image", _LAYERS)
+    if there:
+        (scratch / "dest").mkdir()
+    assert command("import", f"{image}:other", scratch / "dest").returncode == 2
+    assert sorted(path.name for path in scratch.iterdir()) == (["dest", "image"] if there else ["image"])
+    assert not there or not list((scratch / "dest").iterdir())
+
+
+# -- marks --------------------------------------------------------------------------------------------------------
 
 
 def test_marks_in_an_archive_are_those_of_a_union_inside(scratch: Path) -> None:
