@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from pyunion import board, mountinfo, preflight, users
 from pyunion.branch.dirs import Branch
 from pyunion.branch.handles import Origins
-from pyunion.commands import given
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.layers import indexed
 from pyunion.layers.tree import Branches, Copies, Copy
