@@ -24,7 +24,7 @@ from benchmark.workload import PYUNION, Workload
 _TRACING = Path("/sys/kernel/tracing")
 _EVENT = "events/fuse/fuse_request_send"
 _BUFFER_KIB = 1 << 16  # of each processor: a million requests
-_MOST_SHOWN = 40
+_MOST_SHOWN = 60
 
 
 def profile(bench: Bench, workload: Workload) -> None:
