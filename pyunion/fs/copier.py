@@ -127,7 +127,7 @@ class Copier:
         async with self.locks.hold(file.ino):
             if not file.in_upper:
                 return await self._copy(work, file, size, first)
-            if file.data is not None and size is not None and self._may_be_replaced(file):
+            if file.data is not None and size is not None and self._is_better_replaced(file, size):
                 return await self._copy(work, file, size, first)
             if file.data is not None:
                 await self._complete(work, file)
@@ -196,10 +196,13 @@ class Copier:
         return wanted < st.st_size
 
     @staticmethod
-    def _may_be_replaced(file: File) -> bool:
-        """Whether a metadata-only copy in upper can make way for another copy, which is shorter from the start: nobody
-        else knows its inode, and no mark says more than a copy of it would."""
-        return not (file.dead or file.aliases or file.index or file.protection) and file.stat().st_nlink == 1
+    def _is_better_replaced(file: File, size: int) -> bool:
+        """Whether a metadata-only copy in upper makes way for another copy, which is shorter from the start: it has one
+        name, and no mark says more than a copy of it would."""
+        if file.dead or file.aliases or file.index or file.protection:
+            return False
+        st = file.stat()
+        return st.st_nlink == 1 and size < st.st_size
 
     def _ask_ahead(self, file: File) -> None:
         """Before the data are copied: what putting the copy in place has to know, as it would be copied again."""
