@@ -60,7 +60,7 @@ class Attributes:
         if changes.size is not None:
             assert isinstance(node, File)
             await self._truncate(node, changes.size, fd, caller)
-        elif not node.in_upper or (isinstance(node, File) and node.data is not None):
+        elif not node.in_upper:
             await self._bring_up(node)
         where = node.address()
         if changes.uid is not None or changes.gid is not None:
@@ -69,6 +69,8 @@ class Attributes:
             objects.chmod(*where, changes.mode)
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             _set_times(where, changes)
+            if isinstance(node, File):
+                self._copier.times_were_set(node, changes.atime_ns, changes.mtime_ns)
             if changes.mtime_ns is not None and isinstance(node, File):
                 node.told_mtime_ns = changes.mtime_ns
                 node.written = False

@@ -54,6 +54,7 @@ class Copier:
         self.locks = KeyedLock()
         self.progress = Progress()
         self._on_disk = OnDisk()
+        self._filling: dict[int, tuple[int, int]] = {}  # metadata-only copies that are, with the times that they keep
         self.links = Links(index, self.directory)
 
     @property
@@ -134,12 +135,8 @@ class Copier:
             return False
 
     async def metadata(self, file: File) -> None:
-        """Bring into upper what a change of owner, mode, times or xattrs needs. Where a metadata-only copy is getting
-        its data this waits for them: then it gets its times back."""
+        """Bring into upper what a change of owner, mode, times or xattrs needs."""
         if file.in_upper:
-            if file.data is not None and self.locks.must_wait(file.ino):
-                async with self.locks.hold(file.ino):
-                    pass
             return
         if not self.metacopy or self.work.xattr_prefix is None:
             await self.data(file)
@@ -147,6 +144,15 @@ class Copier:
         async with self.locks.hold(file.ino):
             if not file.in_upper:
                 await self._copy(self.work, file, None, metadata_only=True)
+
+    def times_were_set(self, file: File, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """To be told of all times that are: a metadata-only copy which is getting its data keeps them."""
+        kept = self._filling.get(file.ino)
+        if kept is not None:
+            self._filling[file.ino] = (
+                kept[0] if atime_ns is None else atime_ns,
+                kept[1] if mtime_ns is None else mtime_ns,
+            )
 
     async def _copy(
         self, work: Work, file: File, size: int | None, first: First | None = None, metadata_only: bool = False
@@ -293,7 +299,7 @@ class Copier:
             with self.progress.copying(file.path(), size, measure):
                 source = await _data_below(work, file.data, staged, size)
                 stack.callback(os.close, source)
-                await _fill(work, file, source, target)
+                await self._fill(work, file, source, target)
             if remote is not None:
                 await _swap_in_order(file, file.address(), remote)
             swapped = [] if remote is not None else _open_again(file, file.address(), stack)
@@ -302,6 +308,24 @@ class Copier:
             file.data = None
             _swap_descriptors(swapped)
         self.progress.done["data"] += 1
+
+    async def _fill(self, work: Work, file: File, source: int, target: int) -> None:
+        """Copy the data into a metadata-only copy, which keeps its times. On failure it is as it was."""
+        st = os.fstat(target)
+        self._filling[file.ino] = st.st_atime_ns, st.st_mtime_ns
+        try:
+            shared = await in_thread(copyup.copy_data, source, target, st.st_size, work.terms.shares)
+            os.utime(target, ns=self._filling[file.ino])
+            if work.terms.sync and not shared:
+                await in_thread(ordering.write_out, target, work.terms.ordered)
+        except BaseException:
+            if not file.swapped:  # in an attempt that did not come to its end: those descriptors read it
+                copyup.empty_again(target, st.st_size)
+            with suppress(OSError):
+                os.utime(target, ns=self._filling[file.ino])
+            raise
+        finally:
+            del self._filling[file.ino]
 
 
 async def _data_below(work: Work, place: Place, staged: bytes, wanted: int) -> int:
@@ -323,22 +347,6 @@ async def _data_below(work: Work, place: Place, staged: bytes, wanted: int) -> i
         return os.open(staged, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work.fd)
     finally:
         work.discard(staged)
-
-
-async def _fill(work: Work, file: File, source: int, target: int) -> None:
-    """Copy the data into a metadata-only copy, which keeps its times. On failure it is as it was."""
-    st = os.fstat(target)
-    try:
-        shared = await in_thread(copyup.copy_data, source, target, st.st_size, work.terms.shares)
-        os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
-        if work.terms.sync and not shared:
-            await in_thread(ordering.write_out, target, work.terms.ordered)
-    except BaseException:
-        if not file.swapped:  # by an attempt that did not come to its end: those descriptors have the data from here
-            copyup.empty_again(target, st.st_size)
-        with suppress(OSError):
-            os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
-        raise
 
 
 def _wanted(file: File, st: os.stat_result, size: int | None, remote: Remote | None) -> int:
