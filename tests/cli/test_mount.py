@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -133,11 +134,16 @@ def test_mount_over_its_own_branches(place: Path) -> None:
         assert pyunion("umount", place / covered, cwd=Path("/")).returncode == 0
 
 
-def _start_while(place: Path, at_mount: str, *arguments: str) -> subprocess.Popen[str]:
+@contextmanager
+def _start_while(place: Path, at_mount: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Start to mount; strace(1) does something to mount(2). The process is pyunion's."""
     trace = ["strace", "-D", "-qq", "-f", "-o", os.devnull, "-e", "trace=mount", "-e", f"inject=mount:{at_mount}"]
     command = [*trace, sys.executable, "-m", "pyunion", "mount", *_RW, *arguments, "mnt"]
-    return subprocess.Popen(command, cwd=place, env=clean_environment(), stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=place, env=clean_environment(), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _require_end(place: Path, process: subprocess.Popen[str], status: int = 0) -> None:
@@ -153,16 +159,17 @@ def _is_mounted(place: Path) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_in_the_middle_of_mounting_leaves_no_dead_mount(place: Path, number: signal.Signals) -> None:
     status = -number if number == signal.SIGINT else 0  # as of any program that Ctrl-C ends
-    _require_end(place, _start_while(place, f"signal={number.name}", "--foreground"), status)
+    with _start_while(place, f"signal={number.name}", "--foreground") as process:
+        _require_end(place, process, status)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--metrics", "127.0.0.1:0"]], ids=["alone", "with other threads"])
 def test_a_signal_from_others_in_the_middle_of_mounting(place: Path, arguments: Sequence[str]) -> None:
     """Which any thread may take."""
-    process = _start_while(place, "delay_exit=1s", "--foreground", *arguments)
-    until(lambda: _is_mounted(place), "it does not mount", PATIENCE)
-    process.terminate()
-    _require_end(place, process)
+    with _start_while(place, "delay_exit=1s", "--foreground", *arguments) as process:
+        until(lambda: _is_mounted(place), "it does not mount", PATIENCE)
+        process.terminate()
+        _require_end(place, process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
@@ -170,11 +177,11 @@ def test_where_the_command_is_killed_before_the_mount_answers_there_is_none(
     place: Path, number: signal.Signals
 ) -> None:
     """As by timeout(1), or with a terminal that is closed."""
-    process = _start_while(place, "delay_exit=1s", "--log-file", "log")
-    until(lambda: _is_mounted(place), "it does not mount", PATIENCE)
-    daemon = _daemon(place)
-    process.send_signal(number)
-    process.communicate(timeout=PATIENCE)
+    with _start_while(place, "delay_exit=1s", "--log-file", "log") as process:
+        until(lambda: _is_mounted(place), "it does not mount", PATIENCE)
+        daemon = _daemon(place)
+        process.send_signal(number)
+        process.communicate(timeout=PATIENCE)
     assert process.returncode == -number
     assert await_end(daemon)
     assert not _is_mounted(place)
