@@ -50,12 +50,10 @@ def layers(pyunion: Union) -> Union:
 
 
 def _words(union: Union, what: str) -> list[str]:
-    """With the work directory, as the search for a mount that knows it takes more calls with more processes."""
     low, low2, low3 = map(str, (union.low, union.low2, union.low3))
-    words = [what, "--upper", str(union.top), "--work", str(union.work)]
     if what == "flatten":
-        return [*words, "--lower", f"{low}:{low2}:{low3}"]
-    return [*words, "--lower", low, "--below", f"{low2}:{low3}"]
+        return ["flatten", "--upper", str(union.top), "--lower", f"{low}:{low2}:{low3}"]
+    return ["squash", "--upper", str(union.top), "--lower", low, "--below", f"{low2}:{low3}"]
 
 
 def _beside(folder: Path) -> list[Path]:
