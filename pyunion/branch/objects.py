@@ -10,12 +10,14 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import EACCES, EINVAL, ENODATA, ENOTSUP, ENXIO, EPERM
+from errno import EACCES, EINVAL, ELOOP, ENODATA, ENOENT, ENOTDIR, ENOTSUP, ENXIO, EPERM
 
 from pyunion.branch import syscalls
 from pyunion.union import marks
 
 _STATX_ATTR_IMMUTABLE, _STATX_ATTR_APPEND = 0x10, 0x20  # linux/stat.h
+# What calls say of a name that was something else, or there, a moment ago: a directory or a file that is opened.
+GONE = (ENOENT, ENOTDIR, ELOOP, ENXIO)
 PIN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

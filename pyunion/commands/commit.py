@@ -85,6 +85,7 @@ def _frozen(branches: Branches, mounted: Branch | None, place: bytes, stack: Exi
     _snapshot(branches, mounted, place)
     assert branches.upper is not None
     upper = opening.open_upper(place, DirCache(_MOST_OPEN), stack, branches.upper.xattr_prefix, read_only=True)
+    upper.path = branches.upper.path  # what is wrong with it is told of that
     return branches._replace(upper=upper, copies={})
 
 

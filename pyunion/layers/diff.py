@@ -20,6 +20,7 @@ from pyunion.layers.comparing import differences, stat_differences
 from pyunion.layers.tree import Branches, Copies, Entry
 from pyunion.union import marks
 
+_TRIES = 20
 ADDED, CHANGED, DELETED = "A", "C", "D"
 
 _TYPES = {
@@ -52,13 +53,21 @@ def changes(branches: Branches) -> list[Change]:
     """All changes, sorted by path. A deleted directory is one change; an added one is listed with all it shows.
 
     Without lower branches what a copy comes from is known by its origin mark (overlayfs.rst, "Inode properties"), and a
-    moved directory's lower parts are not listed. Raises OSError.
+    moved directory's lower parts are not listed. Upper may be mounted; it is gone through again if something moves
+    meanwhile. Raises OSError.
     """
-    with ExitStack() as stack:
-        walk = _Walk(branches, stack)
-        walk.run()
-        walk.find_other_names(branches.copies)
-        return sorted(walk.found.values(), key=lambda change: change.path.replace(b"/", b"\0"))  # name by name
+    for tries_left in reversed(range(_TRIES)):
+        with ExitStack() as stack:
+            walk = _Walk(branches, stack)
+            try:
+                walk.run()
+                walk.find_other_names(branches.copies)
+            except OSError as error:
+                if error.errno not in objects.GONE or not tries_left:
+                    raise
+            else:
+                break
+    return sorted(walk.found.values(), key=lambda change: change.path.replace(b"/", b"\0"))  # name by name
 
 
 class _Pair(NamedTuple):

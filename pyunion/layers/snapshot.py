@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from stat import S_IMODE, S_ISDIR, S_ISREG
 from typing import NamedTuple
 
@@ -93,7 +93,7 @@ class Snapshot:
         while todo:
             path, source, target, seen_by = todo.pop()
             self._trim()
-            with suppress(FileNotFoundError):  # the directory has gone meanwhile; its parent's time tells
+            with self._while_it_stays():
                 for name in sorted(os.fsencode(name) for name in _list(source)):
                     below = os.path.join(path, name)
                     if self._object(below, source, name, (target, name), seen_by):
@@ -103,12 +103,20 @@ class Snapshot:
                     self._tell()
         for more in self._more():
             self._trim()
-            try:
+            with self._while_it_stays():
                 self._add(more, present)
-            except (FileNotFoundError, NotADirectoryError):  # it has moved meanwhile
-                self._changed += 1
         for path in sorted(self._seen.keys() - present, reverse=True):
             self._forget(path)
+
+    @contextmanager
+    def _while_it_stays(self) -> Iterator[None]:
+        """What has gone, or is something else by now, is looked at again the next time."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in objects.GONE:
+                raise
+            self._changed += 1
 
     def _trim(self) -> None:
         for branch in (self._upper, self._copy, self._mounted):
