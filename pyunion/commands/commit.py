@@ -33,8 +33,9 @@ def run(arguments: Namespace) -> int:
         raise PyunionError("name either a new directory or --oci-layout DIR[:TAG]", ExitCode.USAGE)
     with ExitStack() as stack:
         branches = given.branches(arguments, stack)
-        mounted = _mounted(os.fsencode(arguments.upper), stack)
-        branches = work.refused(work.with_copies(branches, arguments, stack))
+        running = work.running(os.fsencode(arguments.upper))
+        mounted = _mounted(os.fsencode(arguments.upper), running, stack)
+        branches = work.refused(work.with_copies(branches, work.known(arguments, running), stack))
         if arguments.new is not None:
             _snapshot(branches, mounted, os.fsencode(arguments.new))
         else:
@@ -89,10 +90,9 @@ def _frozen(branches: Branches, mounted: Branch | None, place: bytes, stack: Exi
     return branches._replace(upper=upper, copies={})
 
 
-def _mounted(upper: bytes, stack: ExitStack) -> Branch | None:
+def _mounted(upper: bytes, found: work.Running | None, stack: ExitStack) -> Branch | None:
     """The root of the union that has this upper branch, if pyunion has it mounted; or else the branch is locked, so
     that nobody mounts it before `stack` ends."""
-    found = work.running(upper)
     if found is None:
         opening.lock_directory(upper, stack, shared=True)
         return None

@@ -19,7 +19,8 @@ from pyunion.layers import diff
 @given.failures_told()
 def run(arguments: Namespace) -> int:
     with ExitStack() as stack:
-        branches, missing = work.with_copies(given.branches(arguments, stack), arguments, stack)
+        place = work.known(arguments, work.running(os.fsencode(arguments.upper)))
+        branches, missing = work.with_copies(given.branches(arguments, stack), place, stack)
         found = diff.changes(branches)
     if missing is not None:
         print(f"pyunion: {printable(missing)}", file=sys.stderr)

@@ -37,7 +37,8 @@ def merge(arguments: Namespace, below: Sequence[str]) -> None:
         prefix = marks.USER if arguments.userxattr else None
         branches = open_branches(upper, [*own, *rest], stack, data_only=more_data, prefix=prefix)
         if upper is not None:
-            branches = work.refused(work.with_copies(branches, arguments, stack))
+            place_of_work = None if arguments.work is None else os.fsencode(arguments.work)
+            branches = work.refused(work.with_copies(branches, place_of_work, stack))
         under = branches.lowers[len(own) - data_only :] if rest else []
         last = under[0].index - 1 if under else len(branches.lowers)
         top = branches.union.root[0].branch

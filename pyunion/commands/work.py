@@ -42,22 +42,21 @@ def running(upper: bytes) -> Running | None:
     return None
 
 
-def with_copies(branches: Branches, arguments: Namespace, stack: ExitStack) -> tuple[Branches, str | None]:
+def with_copies(branches: Branches, work: bytes | None, stack: ExitStack) -> tuple[Branches, str | None]:
     """The same branches, whose union shows what the mount shows; and if it may not, a sentence that says so.
 
-    Raises PyunionError and OSError.
+    `work` is the work directory, if that is known. Raises PyunionError and OSError.
     """
     assert branches.upper is not None
-    work = _known(branches.upper, arguments)
-    known = indexed.with_copies(branches, work, stack)
-    if not known.lowers and (changed := _count_changed(known.copies)):
-        return known, _without_lower(branches.upper, changed)
+    found = indexed.with_copies(branches, work, stack)
+    if not found.lowers and (changed := _count_changed(found.copies)):
+        return found, _without_lower(branches.upper, changed)
     if work is None:
         for place in _beside(branches.upper.path):
-            changed = _changes_in(place, known, stack)
+            changed = _changes_in(place, found, stack)
             if changed:
-                return known, _without_work(branches.upper, place, changed)
-    return known, None
+                return found, _without_work(branches.upper, place, changed)
+    return found, None
 
 
 def refused(found: tuple[Branches, str | None]) -> Branches:
@@ -68,13 +67,13 @@ def refused(found: tuple[Branches, str | None]) -> Branches:
     return branches
 
 
-def _known(upper: Branch, arguments: Namespace) -> bytes | None:
+def known(arguments: Namespace, mounted: Running | None) -> bytes | None:
+    """The one that the user names, or with which upper is mounted at this moment, by us or by the kernel."""
     if arguments.work is not None:
         return os.fsencode(arguments.work)
-    mounted = running(upper.path)
     if mounted is not None:
         return os.fsencode(mounted.said["work"])
-    return preflight.work_of_overlay(upper.path)
+    return preflight.work_of_overlay(os.fsencode(arguments.upper))
 
 
 def _count_changed(copies: Copies) -> int:

@@ -46,6 +46,7 @@ def layers(pyunion: Union) -> Union:
     os.setxattr(pyunion.at / "big", "user.mark", b"x")
     (pyunion.at / "merged").chmod(0o555)
     pyunion.unmount()
+    (pyunion.base / "results").mkdir()  # beside upper nothing comes, which would be looked at
     return pyunion
 
 
@@ -90,10 +91,10 @@ def _number(calls: list[str], part: float) -> int:
 @pytest.mark.parametrize("what", ["flatten", "squash"])
 def test_killed_anywhere_it_goes_on(layers: Union, what: str) -> None:
     words = _words(layers, what)
-    calls = _finish(words, layers.base / "whole")
-    expected = _with_access_times(layers.base / "whole")
+    calls = _finish(words, layers.base / "results/whole")
+    expected = _with_access_times(layers.base / "results/whole")
     for number in sample(range(_number(calls, 0), len(calls) + 1), _POINTS):
-        out = layers.base / "out"
+        out = layers.base / "results/out"
         out.mkdir()
         new = out / "new"
         where = f"killed at call {number} ({calls[number - 1]})"
@@ -128,8 +129,8 @@ sys.exit(main(sys.argv[1:]))
 def test_what_was_finished_is_not_read_again(layers: Union, by: signal.Signals) -> None:
     names = [write(layers.low / f"d{number % 3}/data{number}", "x").name for number in range(60)]
     words = _words(layers, "flatten")
-    calls = _finish(words, layers.base / "whole")
-    new = layers.base / "out/new"
+    calls = _finish(words, layers.base / "results/whole")
+    new = layers.base / "results/out/new"
     new.parent.mkdir()
     interrupted = Command()
 
@@ -149,7 +150,7 @@ def test_what_was_finished_is_not_read_again(layers: Union, by: signal.Signals) 
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert set(done.stdout.split()) == set(names) - finished
-    assert_same(snapshot(layers.base / "whole"), snapshot(new), "resumed it is another one")
+    assert_same(snapshot(layers.base / "results/whole"), snapshot(new), "resumed it is another one")
 
 
 @pytest.mark.parametrize("seconds", [0, 1000], ids=["all was on disk", "nothing was on disk"])
@@ -157,14 +158,14 @@ def test_after_a_loss_of_power(layers: Union, monkeypatch: pytest.MonkeyPatch, s
     """What the disk has at one moment is mounted anew. What was not known to be there may be anything."""
     monkeypatch.setattr(resuming, "_SECONDS", seconds)
     words = _words(layers, "flatten")
-    calls = _finish(words, layers.base / "whole")
-    with loop_mounted("ext4", layers.base / "disk") as disk:
+    calls = _finish(words, layers.base / "results/whole")
+    with loop_mounted("ext4", layers.base / "results/disk") as disk:
         assert _try(words, disk / "new", _number(calls, 0.6))[0] == -signal.SIGKILL
         if seconds:
             os.sync()
-        run("cp", "--sparse=always", layers.base / "disk.image", layers.base / "copy.image")
-    at = layers.base / "copy"
-    with mounted_at(at, "mount", "-o", "loop", layers.base / "copy.image", at):
+        run("cp", "--sparse=always", layers.base / "results/disk.image", layers.base / "results/copy.image")
+    at = layers.base / "results/copy"
+    with mounted_at(at, "mount", "-o", "loop", layers.base / "results/copy.image", at):
         (half,) = _beside(at)
         made = [path for path in (half / "tree").rglob("*") if path.is_file() and not path.is_symlink()]
         assert made
@@ -174,14 +175,14 @@ def test_after_a_loss_of_power(layers: Union, monkeypatch: pytest.MonkeyPatch, s
             os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
         again = _finish(words, at / "new")
         assert (len(again) < len(calls)) is (seconds == 0)
-        assert_same(snapshot(layers.base / "whole"), snapshot(at / "new"), "resumed it is another one")
+        assert_same(snapshot(layers.base / "results/whole"), snapshot(at / "new"), "resumed it is another one")
 
 
 def _interrupted(layers: Union) -> tuple[list[str], Path, Path]:
     """The words of a flatten that was killed in its midst, its place and its half done work."""
     words = _words(layers, "flatten")
-    calls = _finish(words, layers.base / "whole")
-    new = layers.base / "out/new"
+    calls = _finish(words, layers.base / "results/whole")
+    new = layers.base / "results/out/new"
     new.parent.mkdir()
     assert _try(words, new, _number(calls, 0.6))[0] == -signal.SIGKILL
     (half,) = _beside(new.parent)
@@ -200,11 +201,11 @@ def test_the_work_of_others_is_refused(layers: Union) -> None:
         done = command(*other, new)
         assert done.returncode == 2
         assert f"{half} is half done work for {new}, but with other layers" in done.stderr
-    low3.rename(layers.base / "away")  # another directory at the same place
-    shutil.copytree(layers.base / "away", low3, symlinks=True)
+    low3.rename(layers.base / "results/away")  # another directory at the same place
+    shutil.copytree(layers.base / "results/away", low3, symlinks=True)
     assert command(*words, new).returncode == 2
     shutil.rmtree(low3)
-    (layers.base / "away").rename(low3)
+    (layers.base / "results/away").rename(low3)
     (half / "state").write_text("what is no state")
     assert command(*words, new).returncode == 2
     shutil.rmtree(half)
@@ -235,17 +236,17 @@ def test_a_name_that_has_gone_is_refused(layers: Union) -> None:
 
 def test_two_at_once(layers: Union) -> None:
     words = _words(layers, "flatten")
-    calls = _finish(words, layers.base / "whole")
+    calls = _finish(words, layers.base / "results/whole")
     said: list[subprocess.CompletedProcess[str]] = []
 
     def again() -> int:
-        said.append(command(*words, layers.base / "new"))
+        said.append(command(*words, layers.base / "results/new"))
         return 0
 
-    assert _try(words, layers.base / "new", _number(calls, 0.5), again)[0] == 0
+    assert _try(words, layers.base / "results/new", _number(calls, 0.5), again)[0] == 0
     assert said[0].returncode == 4
     assert "is being made at this moment" in said[0].stderr
-    assert_same(snapshot(layers.base / "whole"), snapshot(layers.base / "new"), "it is another one")
+    assert_same(snapshot(layers.base / "results/whole"), snapshot(layers.base / "results/new"), "it is another one")
 
 
 def test_what_has_come_to_the_place_meanwhile_stays(layers: Union) -> None:
@@ -255,14 +256,14 @@ def test_what_has_come_to_the_place_meanwhile_stays(layers: Union) -> None:
     assert (new / "precious").exists()
     shutil.rmtree(new)
     _finish(words, new)
-    assert_same(snapshot(layers.base / "whole"), snapshot(new), "it is another one")
+    assert_same(snapshot(layers.base / "results/whole"), snapshot(new), "it is another one")
     assert not half.exists()
 
 
 def test_a_full_disk_is_an_interruption_as_well(layers: Union) -> None:
     words = _words(layers, "flatten")
-    _finish(words, layers.base / "whole")
-    disk = layers.base / "disk"
+    _finish(words, layers.base / "results/whole")
+    disk = layers.base / "results/disk"
     with mounted_at(disk, "mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk):
         done = command(*words, disk / "new")
         assert done.returncode == 1
@@ -270,4 +271,4 @@ def test_a_full_disk_is_an_interruption_as_well(layers: Union) -> None:
         assert f"No space left on device; what is done is in {half}, and the same command goes on" in done.stderr
         run("mount", "-o", "remount,size=20m", disk)
         assert command(*words, disk / "new").returncode == 0
-        assert_same(snapshot(layers.base / "whole"), snapshot(disk / "new"), "resumed it is another one")
+        assert_same(snapshot(layers.base / "results/whole"), snapshot(disk / "new"), "resumed it is another one")
