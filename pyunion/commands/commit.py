@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from argparse import Namespace
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 
@@ -37,23 +36,20 @@ def run(arguments: Namespace) -> int:
         mounted = _mounted(os.fsencode(arguments.upper), running, stack)
         branches = work.refused(work.with_copies(branches, work.known(arguments, running), stack))
         if arguments.new is not None:
-            _snapshot(branches, mounted, os.fsencode(arguments.new))
+            new = os.fsencode(arguments.new)
+            with staging.staged(new) as fd:
+                _snapshot(branches, mounted, new, fd)
         else:
             print(_commit(arguments, branches, mounted))
     return ExitCode.OK
 
 
-def _snapshot(branches: Branches, mounted: Branch | None, place: bytes) -> None:
-    with staging.staged(place) as fd:
-        assert branches.upper is not None
-        copy = Branch(0, place, fd, DirCache(_MOST_OPEN), xattr_prefix=branches.upper.xattr_prefix)
-        with counting.objects() as tell:
-            Snapshot(branches.upper, copy, mounted, tell, partial(_other_names, branches)).take()
-
-
-def _other_names(branches: Branches) -> Iterator[indexed.Name]:
-    """Those of changed files that upper has not."""
-    return filter(indexed.is_changed, indexed.names(branches.union, branches.copies))
+def _snapshot(branches: Branches, mounted: Branch | None, place: bytes, fd: int) -> None:
+    """Fill the empty directory `place`, open as `fd`."""
+    assert branches.upper is not None
+    copy = Branch(0, place, fd, DirCache(_MOST_OPEN), xattr_prefix=branches.upper.xattr_prefix)
+    with counting.objects() as tell:
+        Snapshot(branches.upper, copy, mounted, tell, partial(indexed.changed_names, branches)).take()
 
 
 def _commit(arguments: Namespace, branches: Branches, mounted: Branch | None) -> str:
@@ -73,17 +69,16 @@ def _commit(arguments: Namespace, branches: Branches, mounted: Branch | None) ->
         with put_off() as let_in, ExitStack() as stack, let_in():
             tree = branches.union
             if mounted is not None or branches.copies or preflight.work_of_overlay(branches.upper.path) is not None:
-                tree = _frozen(branches, mounted, os.path.join(path, staging.PREFIX + b"snapshot"), stack).union
+                tree = _frozen(branches, mounted, path, stack).union
             layer = layout.put_layer(arguments.compression, write)
         created = int(time.time()) if epoch is None else epoch
         return str(layout.put_image(tag, oci.with_layer(image, layer, created, "pyunion commit"))["digest"])
 
 
-def _frozen(branches: Branches, mounted: Branch | None, place: bytes, stack: ExitStack) -> Branches:
-    """The union with a snapshot in the place of upper, for as long as `stack`."""
-    given.remove(place)  # of a commit that was killed
-    stack.callback(given.remove, place)
-    _snapshot(branches, mounted, place)
+def _frozen(branches: Branches, mounted: Branch | None, folder: bytes, stack: ExitStack) -> Branches:
+    """The union with a snapshot in the place of upper, in the folder for as long as `stack`."""
+    place, fd = stack.enter_context(staging.scratch(folder))
+    _snapshot(branches, mounted, place, fd)
     assert branches.upper is not None
     upper = opening.open_upper(place, DirCache(_MOST_OPEN), stack, branches.upper.xattr_prefix, read_only=True)
     upper.path = branches.upper.path  # what is wrong with it is told of that

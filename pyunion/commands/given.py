@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
-from pyunion.branch import syscalls
-from pyunion.branch.work import remove_tree
 from pyunion.config import split_lowers
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.layers.store import Store
@@ -110,9 +108,3 @@ def source_date_epoch(arguments: Namespace) -> int | None:
     if not text.isdecimal():
         raise PyunionError(f"--source-date-epoch takes seconds since 1970, and '{text}' is none", ExitCode.USAGE)
     return int(text)
-
-
-def remove(path: bytes) -> None:
-    """Remove a directory of ours, if it is there."""
-    if os.path.lexists(path):
-        remove_tree(syscalls.AT_FDCWD, path)

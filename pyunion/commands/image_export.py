@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from argparse import Namespace
-from contextlib import ExitStack
 
 from pyunion.branch import syscalls
 from pyunion.commands import counting, given
@@ -33,23 +32,13 @@ def run(arguments: Namespace) -> int:
     out = os.path.abspath(os.fsencode(arguments.out))
     if os.path.lexists(out):
         raise PyunionError(f"{arguments.out} is there already; name a new file", ExitCode.USAGE)
-    with ExitStack() as stack:
-        scratch = stack.enter_context(staging.scratch(os.path.dirname(out)))
+    with staging.scratch(os.path.dirname(out)) as (scratch, _):
         layout = oci.Layout.make(os.path.join(scratch, b"layout"))
         image = _export(store, name, layout, name.rpartition(":")[2], arguments, epoch)
         archive = os.path.join(scratch, b"archive")
         export.write_archive(layout, image, name, archive, int(time.time()) if epoch is None else epoch)
-        _sync(archive)
         syscalls.renameat2(syscalls.AT_FDCWD, archive, syscalls.AT_FDCWD, out, syscalls.RENAME_NOREPLACE)
     return ExitCode.OK
-
-
-def _sync(path: bytes) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _export(

@@ -42,7 +42,7 @@ def merge(arguments: Namespace, below: Sequence[str]) -> None:
         under = branches.lowers[len(own) - data_only :] if rest else []
         last = under[0].index - 1 if under else len(branches.lowers)
         top = branches.union.root[0].branch
-        more = [name for name in indexed.names(branches.union, branches.copies) if indexed.is_changed(name)]
+        more = list(indexed.changed_names(branches))
 
         def fill(half: resuming.Half) -> None:
             copy = Branch(0, place, half.tree, DirCache(_MOST_OPEN), xattr_prefix=top.xattr_prefix)

@@ -39,23 +39,26 @@ def export(
 
 
 def write_archive(layout: oci.Layout, image: oci.Image, name: str, path: bytes, now: int) -> None:
-    """A tar file of a layout that holds one image, with the manifest.json of `docker save`."""
+    """A tar file of a layout that holds one image, with the manifest.json of `docker save`; on disk when it returns."""
     config = layout.put_json(image.config, oci.CONFIG)
     manifest = {
         "Config": _blob(config),
         "RepoTags": [name if ":" in name else f"{name}:latest"],
         "Layers": [_blob(layer) for layer in image.manifest["layers"]],
     }
-    with tarfile.open(os.fsdecode(path), "w", format=tarfile.PAX_FORMAT) as archive:
-        _add(archive, "manifest.json", oci.encoded([manifest]), now)
-        for folder, names, files in os.walk(layout.path):
-            names.sort()
-            for each in sorted(files):
-                place = os.path.join(folder, each)
-                member = tarfile.TarInfo(os.fsdecode(os.path.relpath(place, layout.path)))
-                with open(place, "rb") as file:
-                    member.size, member.mtime, member.mode = os.fstat(file.fileno()).st_size, now, 0o644
-                    archive.addfile(member, file)
+    with open(path, "wb") as out:
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            _add(archive, "manifest.json", oci.encoded([manifest]), now)
+            for folder, names, files in os.walk(layout.path):
+                names.sort()
+                for each in sorted(files):
+                    place = os.path.join(folder, each)
+                    member = tarfile.TarInfo(os.fsdecode(os.path.relpath(place, layout.path)))
+                    with open(place, "rb") as file:
+                        member.size, member.mtime, member.mode = os.fstat(file.fileno()).st_size, now, 0o644
+                        archive.addfile(member, file)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes, now: int) -> None:

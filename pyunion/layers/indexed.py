@@ -147,6 +147,11 @@ def names(tree: Tree, copies: Copies, *, all_of_them: bool = False) -> Iterator[
         tree.trim()
 
 
+def changed_names(branches: Branches) -> Iterator[Name]:
+    """Those names of changed files that have no link in upper."""
+    return filter(is_changed, names(branches.union, branches.copies))
+
+
 def any_of(branch: Branch, copies: Copies) -> bool:
     """Whether a branch has one of the lower files that these are copies of."""
     for here, name in _others(branch):

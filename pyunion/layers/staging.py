@@ -17,7 +17,7 @@ from pyunion.branch.work import remove_tree
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.interrupts import put_off
 
-PREFIX = b".pyunion-new-"
+_PREFIX = b".pyunion-new-"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -57,13 +57,14 @@ def _put(path: bytes, place: bytes) -> None:
 
 
 @contextmanager
-def scratch(folder: bytes) -> Iterator[bytes]:
-    """A new directory for what is needed for a while. Raises OSError."""
+def scratch(folder: bytes) -> Iterator[tuple[bytes, int]]:
+    """A new directory for what is needed for a while, and a descriptor of it. Raises OSError."""
     with put_off() as let_in:
         path, fd = _begun(folder)
         try:
+            without_acls(fd)
             with let_in():
-                yield path
+                yield path, fd
         finally:
             remove_tree(syscalls.AT_FDCWD, path)
             os.close(fd)
@@ -73,7 +74,7 @@ def _begun(folder: bytes) -> tuple[bytes, int]:
     """A new directory that has our lock as long as the descriptor is open, which tells others that it is in use."""
     remove_unfinished(folder)
     while True:
-        path = tempfile.mkdtemp(prefix=PREFIX, dir=folder)
+        path = tempfile.mkdtemp(prefix=_PREFIX, dir=folder)
         with suppress(FileNotFoundError):  # somebody has taken it for a dead one's before we had the lock
             fd = os.open(path, _DIR)
             with suppress(OSError):  # a file system without locks
@@ -86,7 +87,7 @@ def _begun(folder: bytes) -> tuple[bytes, int]:
 def remove_unfinished(folder: bytes) -> None:
     """Remove what those have left who were killed: nobody has a lock on it. Raises OSError."""
     for name in os.listdir(folder):
-        if not name.startswith(PREFIX):
+        if not name.startswith(_PREFIX):
             continue
         path = os.path.join(folder, name)
         try:
