@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from errno import EAGAIN, EINVAL, EIO, EOPNOTSUPP, EPERM
 from stat import S_IMODE, S_ISGID, S_ISUID, S_IXGRP
 
@@ -64,7 +64,6 @@ class OpenFiles:
         self._gids = gids
         self.writeback = writeback  # the kernel collects writes, and knows better than the branch until it sends them
         self._pass_lower = pass_lower
-        self._passes_lower = pass_lower or copier.is_read_only
         self._opens_later = opens_later
         self._sync = sync
         self._on_disk = OnDisk()
@@ -91,8 +90,9 @@ class OpenFiles:
         return 0 if opened is None else opened.file.id
 
     def open_without_descriptor(self, file: File, flags: int) -> int:
-        """A handle of a regular file, if it can do without a descriptor (unopened.py); else 0."""
-        if not self._opens_later or (self.kernel_writes and self._passes_lower):
+        """A handle of a regular file, if it can do without a descriptor (unopened.py); else 0. What the kernel reads by
+        itself it reads by a descriptor."""
+        if not self._opens_later or file.in_upper or (self.kernel_writes and self.may_pass_through(file)):
             return 0
         return self.unopened.begin(file, flags)
 
@@ -131,21 +131,18 @@ class OpenFiles:
         """Bring a file into upper that is about to be truncated. Where that has cut it already, a descriptor of it,
         opened before: an open(2) that fails truncates nothing. Else -1."""
         opened: list[int] = []
+        with ExitStack() as stack:
 
-        def first(directory_fd: int, name: bytes) -> None:
-            opened.append(objects.open_file(directory_fd, name, flags & _KEEP & ~os.O_TRUNC))
+            def first(directory_fd: int, name: bytes) -> None:
+                opened.append(objects.open_file(directory_fd, name, flags & _KEEP & ~os.O_TRUNC))
+                stack.callback(os.close, opened[-1])
 
-        cut = False
-        try:
             cut = await self._copier.data(file, 0, first)
             clear_setid(file, caller, self._gids)
-        except BaseException:
-            cut = False
-            raise
-        finally:
-            for fd in opened if not cut else ():
-                os.close(fd)
-        return opened[0] if cut else -1
+            if cut:
+                stack.pop_all()
+                return opened[0]
+        return -1
 
     def _may_sync_unseen(self, file: File, flags: int) -> bool:
         """Whether the kernel may sync data of a copy by itself, for a mapping or O_DSYNC, while it is not on disk yet
@@ -232,7 +229,7 @@ class OpenFiles:
 
     async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
         """Data from the page cache at once, into a buffer that is good until the next await; else from the disk."""
-        fd = handle if handle < FIRST else self.unopened.descriptor(handle)
+        fd = self.descriptor(handle)
         if self._remote and (remote := self._remote_of(fd)) is not None:
             try:
                 return await in_thread(_read_fully, fd, size, offset, of=remote)

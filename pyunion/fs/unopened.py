@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 FIRST = 1 << 32  # of the handles that are no descriptors
 LATER_S = 0.01
 
+_TOO_FEW = (EMFILE, ENFILE)  # descriptors
 _AT_ONCE = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_DIRECT
 
 
@@ -49,9 +50,8 @@ class Unopened:
         return sum(handle.users - (handle.fd >= 0) for handle in self._handles.values())
 
     def begin(self, file: File, flags: int) -> int:
-        """A handle for an open(2) that can do without a descriptor; else 0."""
-        branch = file.dir.branch
-        if flags & _AT_ONCE or self._short or branch.is_upper or branch.remote is not None:
+        """A handle for an open(2) of a file in a lower branch that can do without a descriptor; else 0."""
+        if flags & _AT_ONCE or self._short or file.dir.branch.remote is not None:
             return 0
         handle = file.handle
         if handle is None:
@@ -81,7 +81,7 @@ class Unopened:
             where = file.address() if file.data is None else (file.data[0].fd(), file.data[1])
             handle.fd = objects.open_file(*where, self._flags)
         except OSError as error:
-            if error.errno not in (EMFILE, ENFILE):  # what is there later need not be what was opened
+            if error.errno not in _TOO_FEW:  # what is there later need not be what was opened
                 handle.errno = ESTALE if error.errno == ENOENT else error.errno or ESTALE
             raise
         self._register(handle.fd, file)
@@ -106,7 +106,7 @@ class Unopened:
                 if handle.users and handle.fd < 0:
                     self._open(handle)
             except OSError as error:
-                if error.errno in (EMFILE, ENFILE):
+                if error.errno in _TOO_FEW:
                     self._short = True
                     return
                 log.warning("%r, which is open, cannot be opened in its branch: %s", handle.file.name, error.strerror)
