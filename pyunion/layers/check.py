@@ -101,7 +101,7 @@ def _index_entries(
     stack.callback(os.close, fd)
     origins = Origins(branches.lowers, stack)
     assert branches.upper is not None
-    prefix = branches.upper.xattr_prefix or marks.TRUSTED
+    prefix = branches.upper.prefix_to_read
     index = Index(Branch(0, b"index", fd, DirCache(1), is_upper=True, xattr_prefix=prefix))
     for text in sorted(os.listdir(fd)):
         name = os.fsencode(text)
@@ -151,7 +151,7 @@ class _Upper:
         self._upper = upper
         self._knows_lowers = bool(branches.lowers)
         self._aside = aside
-        self._prefix = upper.xattr_prefix or marks.TRUSTED
+        self._prefix = upper.prefix_to_read
         self._led_nowhere = False
         self._other_prefix = marks.USER if self._prefix == marks.TRUSTED else marks.TRUSTED
 

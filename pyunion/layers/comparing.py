@@ -42,7 +42,7 @@ def differences(after: Entry, before: Entry) -> tuple[str, ...]:
 
 def _xattrs(directory: Dir, name: bytes) -> dict[bytes, bytes]:
     """What the union shows of an object's extended attributes."""
-    prefix = directory.branch.xattr_prefix or marks.TRUSTED
+    prefix = directory.branch.prefix_to_read
     fd = directory.fd()
     return {
         shown: objects.get_xattr(fd, name, key)

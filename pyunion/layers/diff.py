@@ -86,7 +86,7 @@ class _Walk:
         self._after = branches.union
         self._before = branches.below
         self._origins = Origins(branches.lowers or [branches.upper], stack)
-        self._prefix = branches.upper.xattr_prefix or marks.TRUSTED
+        self._prefix = branches.upper.prefix_to_read
 
     def run(self) -> None:
         before = self._before.root_entry() if self._before is not None else None

@@ -77,7 +77,7 @@ def in_index(index: Index, upper: Branch, origins: Origins) -> Copies:
         st = index.dir.stat(name)
         if st is None or S_ISDIR(st.st_mode) or (S_ISCHR(st.st_mode) and st.st_rdev == 0):
             continue  # of a union that is exported by NFS
-        value = objects.get_mark(index.dir.fd(), name, _prefix(upper) + marks.ORIGIN)
+        value = objects.get_mark(index.dir.fd(), name, upper.prefix_to_read + marks.ORIGIN)
         lower = origins.stat(value) if value else None
         if lower is not None:
             missing = 1 - index.hidden_links(name, st, lower.st_nlink)
@@ -90,7 +90,7 @@ def _in_upper(upper: Branch, origins: Origins) -> Copies:
     """The same, of those that have a link in upper too."""
     found = {}
     for here, name in _others(upper):
-        copy = _linked(here, name, _prefix(upper), origins)
+        copy = _linked(here, name, upper.prefix_to_read, origins)
         if copy is not None:
             found[copy.lower.st_dev, copy.lower.st_ino] = copy
     return found
@@ -166,7 +166,3 @@ def is_changed(name: Name) -> bool:
     lower = name.entry.copy_of
     assert lower is not None
     return bool(differences(name.entry, lower)) or not same_data(name.entry, lower)
-
-
-def _prefix(upper: Branch) -> bytes:
-    return upper.xattr_prefix or marks.TRUSTED

@@ -59,7 +59,7 @@ class Snapshot:
         self._mounted = mounted
         self._tell = tell
         self._more = more
-        self._prefix = upper.xattr_prefix or marks.TRUSTED
+        self._prefix = upper.prefix_to_read
         self._terms = copyup.Terms(None, sync=False, must_chown=os.geteuid() == 0)
         self._terms_below = self._terms._replace(xattr_prefix=self._prefix)  # marks of lower branches are not copied
         self._seen: dict[bytes, _Seen] = {}

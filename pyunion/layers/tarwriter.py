@@ -92,7 +92,7 @@ class TarWriter:
             _add(member, mtime=f"{sign}{seconds}.{rest:09}".rstrip("0"))
 
     def _xattrs(self, member: tarfile.TarInfo, entry: Entry) -> None:
-        prefix = entry.dir.branch.xattr_prefix or marks.TRUSTED
+        prefix = entry.dir.branch.prefix_to_read
         fd = entry.dir.fd()
         for key in sorted(objects.list_xattr(fd, entry.name)):
             shown = marks.visible_name(key, prefix)

@@ -38,7 +38,7 @@ class Unpacker:
         """`below` are the layers under it; None for the lowest."""
         self._branch = branch
         self._below = below
-        self._prefix = branch.xattr_prefix or marks.TRUSTED
+        self._prefix = branch.prefix_to_read
         self._root = os.geteuid() == 0
         self._terms = copyup.Terms(self._prefix, sync=False, must_chown=self._root)
         self._chain: list[Dir] = []  # the directories on the way to the last member
