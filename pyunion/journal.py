@@ -11,8 +11,6 @@ import os
 import socket
 import struct
 
-from pyunion.errors import printable
-
 _SOCKET = "/run/systemd/journal/socket"
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 _NOTICE = 5
@@ -34,7 +32,6 @@ class JournalHandler(logging.Handler):
 
     def __init__(self, **fields: str) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter())  # the message and what it was raised with; the rest are fields
         self._fields = fields
         self._lost = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -45,9 +42,8 @@ class JournalHandler(logging.Handler):
         super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = "\n".join(map(printable, self.format(record).splitlines()))
         sent = self._send(
-            MESSAGE=text,
+            MESSAGE=self.format(record),
             PRIORITY=str(_PRIORITIES.get(record.levelno, _NOTICE)),
             LOGGER=record.name,
             CODE_FILE=record.pathname,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyunion import journal
+from pyunion import journal, logs
 
 
 @pytest.fixture
@@ -27,6 +27,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.s
 def log() -> Iterator[logging.Logger]:
     logger = logging.Logger("some.name")
     handler = journal.JournalHandler(PYUNION_MOUNT="/mnt")
+    handler.setFormatter(logs.Printable())
     logger.addHandler(handler)
     yield logger
     handler.close()
