@@ -48,7 +48,8 @@ class Bench:
 
     def place(self, system: System, workload: Workload) -> Place:
         material = self.ground.material(workload.material, workload.file_system)
-        return Place(system, material, self.ground.top(workload.file_system), self.tools, self.sizes)
+        top = self.ground.top(workload.file_system)
+        return Place(system, material, top, self.tools, self.sizes, workload.options.get(system.name, ""))
 
     def prepared(self, place: Place, workload: Workload) -> None:
         """Bring everything into the state that the workload wants, but for the mount."""
@@ -78,7 +79,7 @@ FAILURES = (OSError, subprocess.SubprocessError)
 def mounted(bench: Bench, place: Place, workload: Workload, *, foreground: bool = False) -> Daemon:
     """Mount, and let the workload find the caches in the state that it wants."""
     bench.prepared(place, workload)
-    place.mount(workload.options.get(place.system.name, ""), foreground=foreground)
+    place.mount(foreground=foreground)
     if workload.state is State.WARM:
         place.run(workload.script)
     elif workload.state is State.COLD:
@@ -96,7 +97,7 @@ def _time(bench: Bench, workload: Workload, place: Place, outcome: Outcome) -> N
     else:
         bench.prepared(place, workload)
         began = time.perf_counter()
-        place.mount(workload.options.get(place.system.name, ""))
+        place.mount()
         seconds = time.perf_counter() - began
         daemon, spent = place.find_daemon(), 0.0
     outcome.seconds.append(seconds)

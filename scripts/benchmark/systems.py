@@ -139,8 +139,12 @@ class Daemon:
 class Place:
     """One mount with branches of its own but for the lower ones. As a context it takes all away, the mount too."""
 
-    def __init__(self, system: System, material: Material, top: Path, tools: Path, sizes: Sizes) -> None:
+    def __init__(
+        self, system: System, material: Material, top: Path, tools: Path, sizes: Sizes, options: str = ""
+    ) -> None:
+        """`options` are for the mount, as the system has them."""
         self.system = system
+        self._options = options
         self.material = material
         self.base = Path(tempfile.mkdtemp(prefix=f"{system.name}-", dir=top))
         self.upper, self.work, self.mnt = (self.base / name for name in ("upper", "work", "mnt"))
@@ -165,12 +169,12 @@ class Place:
             self.unmount()
         shutil.rmtree(self.base)
 
-    def mount(self, options: str = "", *, foreground: bool = False) -> None:
+    def mount(self, *, foreground: bool = False) -> None:
         """Return when the mount answers. Raises subprocess.CalledProcessError.
 
         The command has ended then, unless it stays in the foreground as the daemon.
         """
-        command = self.system.command(self.material.lowers, self.upper, self.work, self.mnt, options)
+        command = self.system.command(self.material.lowers, self.upper, self.work, self.mnt, self._options)
         environment = {**os.environ, _MARK: self.base.name}
         with tempfile.TemporaryFile("w+") as said:  # not a pipe, which a daemon might keep
             process = subprocess.Popen(
