@@ -77,40 +77,48 @@ def test_a_daemon_with_few_descriptors_gives_up_those_that_it_keeps(pyunion: Uni
         assert use(name) == [f"{name}!", ["file", "moved"]]
 
 
+class _Files:
+    """Many lower files, and those of them that are open, in a union whose daemon can open LEFT more."""
+
+    def __init__(self, union: Union, number: int) -> None:
+        for each in range(number):
+            write(union.low / f"file{each}", "text")
+        union.mount()
+        _leave(union, LEFT)
+        self._union = union
+        self.opened: list[int] = []
+
+    def open_one(self, number: int) -> None:
+        self.opened.append(os.open(self._union.at / f"file{number}", os.O_RDONLY))
+
+    def close_all(self) -> None:
+        """And see that one can be opened again."""
+        for fd in self.opened:
+            os.close(fd)
+        assert Client(lambda: (self._union.at / "file0").read_text()).await_result() == "text"
+        _leave(self._union, 10 * LEFT)
+
+
 def test_open_says_so_and_not_the_read_after_it(pyunion: Union) -> None:
     """But for what is open for a moment and has no descriptor yet."""
-    for number in range(20 * LEFT):
-        write(pyunion.low / f"file{number}", "text")
-    pyunion.mount()
-    _leave(pyunion, LEFT)
-    opened: list[int] = []
-
-    def open_one(number: int) -> None:
-        opened.append(os.open(pyunion.at / f"file{number}", os.O_RDONLY))
-
+    files = _Files(pyunion, 20 * LEFT)
     numbers = iter(range(20 * LEFT))
-    until(lambda: outcome(open_one, next(numbers)) == "EMFILE", "more files can be opened than there can be", PATIENCE)
-    for fd in opened:
-        os.close(fd)
-    assert Client(lambda: (pyunion.at / "file0").read_text()).await_result() == "text"
-    _leave(pyunion, 10 * LEFT)
+    until(
+        lambda: outcome(files.open_one, next(numbers)) == "EMFILE",
+        "more files can be opened than there can be",
+        PATIENCE,
+    )
+    files.close_all()
 
 
 def test_more_open_files_than_descriptors_is_told_and_passes(pyunion: Union) -> None:
-    for number in range(2 * LEFT):
-        write(pyunion.low / f"file{number}", "text")
-    pyunion.mount()
-    _leave(pyunion, LEFT)
-    opened: list[int] = []
+    files = _Files(pyunion, 2 * LEFT)
 
-    def open_one(number: int) -> None:
-        opened.append(os.open(pyunion.at / f"file{number}", os.O_RDONLY))
-        assert os.read(opened[-1], 10) == b"text"
+    def open_and_read(number: int) -> None:
+        files.open_one(number)
+        assert os.read(files.opened[-1], 10) == b"text"
 
-    said = [outcome(open_one, number) for number in range(2 * LEFT)]
+    said = [outcome(open_and_read, number) for number in range(2 * LEFT)]
     assert said[0] == "OK"
     assert said[-1] == "EMFILE"
-    for fd in opened:
-        os.close(fd)
-    assert Client(lambda: (pyunion.at / "file0").read_text()).await_result() == "text"
-    _leave(pyunion, 10 * LEFT)
+    files.close_all()
