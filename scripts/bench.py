@@ -57,6 +57,13 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--rounds", type=int, help="5 if not given, with --quick up to 3")
     parser.add_argument("--quick", action="store_true", help="small sizes, and less of all: under two minutes")
     parser.add_argument("--tree", type=Path, help="a directory, or debian-root; if not given, /usr/include")
+    parser.add_argument(
+        "--file-system",
+        metavar="TYPE",
+        default="ext4",
+        help="of all branches, but where a workload wants another: a new one of this type (ext4 if not given); "
+        "none: they are in TMPDIR. --images is always there",
+    )
     others = parser.add_argument_group("other questions, instead of the usual workloads").add_mutually_exclusive_group()
     others.add_argument("--growth", action="store_true", help="how time and memory grow with files and layers")
     others.add_argument("--images", action="store_true", help="images imported and committed, beside podman")
@@ -156,7 +163,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="pyunion-bench-") as name:
         base = Path(name)
         runner.build_tools(base)
-        with Ground(base, sizes, tree_of(arguments.tree, base)) as ground:
+        usual = "" if jobs or arguments.file_system == "none" else arguments.file_system
+        with Ground(base, sizes, tree_of(arguments.tree, base), usual) as ground:
             bench = Bench(ground, sizes, base)
             if arguments.profile or arguments.requests:
                 return look_inside(bench, chosen[0], systems, arguments)

@@ -215,12 +215,14 @@ MAKERS: dict[str, Callable[[Path, Sizes, Path], Material]] = {
 
 
 class Ground:
-    """A directory for all branches of a run, and the materials that are there; more file systems are made in it."""
+    """The file systems for all branches of a run, and the materials that are there. `usual` is the type of the one for
+    whoever wants none in particular, "" is the machine's own."""
 
-    def __init__(self, base: Path, sizes: Sizes, source: Path) -> None:
+    def __init__(self, base: Path, sizes: Sizes, source: Path, usual: str = "") -> None:
         self.base = base
         self._sizes = sizes
         self._source = source
+        self._usual = usual
         self._materials: dict[tuple[str, str], Material] = {}
         self._stack = contextlib.ExitStack()
 
@@ -232,15 +234,16 @@ class Ground:
 
     def material(self, name: str, file_system: str = "") -> Material:
         """Raises subprocess.CalledProcessError or OSError where it cannot be made."""
-        key = (file_system, name)
+        key = (file_system or self._usual, name)
         if key not in self._materials:
             directory = self.top(file_system) / f"lower-{name}"
             directory.mkdir()
             self._materials[key] = MAKERS[name](directory, self._sizes, self._source)
         return self._materials[key]
 
-    def top(self, file_system: str) -> Path:
-        """A directory on a file system of this type, "" is the machine's own."""
+    def top(self, file_system: str = "") -> Path:
+        """A directory on a file system of this type."""
+        file_system = file_system or self._usual
         if not file_system:
             return self.base
         point = self.base / file_system
@@ -249,8 +252,8 @@ class Ground:
         return point
 
     def _image_mib(self) -> int:
-        """The lower file, one copy of it, and what mkfs asks for at least."""
-        return 512 + 3 * self._sizes.huge
+        """Room for all materials, and for a copy or two of the largest in upper; what is not used is a hole."""
+        return 4096 + 4 * self._sizes.huge
 
     def drop_caches(self) -> None:
         os.sync()
@@ -259,11 +262,16 @@ class Ground:
             material.is_cached = False
 
 
+# All is there from the start: nothing is written later while somebody is timed.
+_MKFS = {"ext4": ["-E", "lazy_itable_init=0,lazy_journal_init=0"]}
+
+
 @contextlib.contextmanager
 def _new_file_system(image: Path, point: Path, mib: int) -> Iterator[None]:
     with image.open("wb") as file:
         file.truncate(mib << 20)
-    subprocess.run([f"mkfs.{point.name}", "-q", image], check=True, capture_output=True, text=True)
+    options = _MKFS.get(point.name, [])
+    subprocess.run([f"mkfs.{point.name}", "-q", *options, image], check=True, capture_output=True, text=True)
     point.mkdir()
     try:
         subprocess.run(["mount", "-o", "loop", image, point], check=True, capture_output=True, text=True)
