@@ -86,7 +86,7 @@ def stage_file(work_fd: int, name: bytes, source: Source, size: int, terms: Term
     On failure nothing is left behind. Raises OSError.
     """
     with _staging(work_fd, name) as fd:
-        shared = _fill(fd, source.data_fd, size, terms.shares)
+        shared = copy_data(source.data_fd, fd, size, terms.shares)
         _dress_file(fd, source, terms)
         if size < source.st.st_size:
             os.utime(fd, ns=(source.st.st_atime_ns, time.time_ns()))
@@ -98,7 +98,7 @@ def stage_data(work_fd: int, name: bytes, source_fd: int, size: int) -> None:
     """Make `name` in the work directory a file of the first `size` bytes, and no copy of anything else. On failure
     nothing is left behind."""
     with _staging(work_fd, name) as fd:
-        _fill(fd, source_fd, size, may_share=False)
+        copy_data(source_fd, fd, size, may_share=False)
 
 
 def stage_shared(work_fd: int, name: bytes, source: Source, terms: Terms) -> bool:
@@ -247,23 +247,18 @@ def _set_xattr(target: int | bytes, key: bytes, value: bytes, terms: Terms, foll
             raise
 
 
-def _fill(fd: int, source_fd: int, size: int, may_share: bool) -> bool:
-    """Give an empty file the first `size` bytes of another one; whether they are shared."""
-    shared = bool(size) and copy_data(source_fd, fd, size, may_share)
-    if size and not shared:
-        os.ftruncate(fd, size)  # there may be a hole at the end
-    return shared
-
-
 def copy_data(src_fd: int, dst_fd: int, size: int, may_share: bool) -> bool:
     """Copy the first `size` bytes into a file that holds no data yet: shared blocks where the file system can, else the
-    data between the holes, so that sparse stays sparse. Whether they are shared; if not, the file may be shorter."""
-    if may_share:
+    data between the holes, so that sparse stays sparse. Whether they are shared."""
+    if may_share and size:
         with suppress(OSError):  # copying says what is really wrong
             _share(src_fd, dst_fd, size)
             return True
+    reached = 0
     for start, end in objects.data_extents(src_fd, size):
-        _copy_range(src_fd, dst_fd, start, end)
+        reached = _copy_range(src_fd, dst_fd, start, end)
+    if reached < size:
+        os.ftruncate(dst_fd, size)  # there is a hole at the end
     return False
 
 
@@ -275,7 +270,8 @@ def _share(src_fd: int, dst_fd: int, size: int) -> None:
     syscalls.reflink(src_fd, dst_fd)
 
 
-def _copy_range(src_fd: int, dst_fd: int, offset: int, end: int) -> None:
+def _copy_range(src_fd: int, dst_fd: int, offset: int, end: int) -> int:
+    """Returns how far it has come: a lower file may be cut short meanwhile."""
     while offset < end:
         try:
             copied = os.copy_file_range(src_fd, dst_fd, min(end - offset, _CHUNK), offset, offset)
@@ -284,18 +280,19 @@ def _copy_range(src_fd: int, dst_fd: int, offset: int, end: int) -> None:
                 raise
             copied = 0
         if copied == 0:
-            _copy_by_hand(src_fd, dst_fd, offset, end)
-            return
+            return _copy_by_hand(src_fd, dst_fd, offset, end)
         offset += copied
+    return offset
 
 
-def _copy_by_hand(src_fd: int, dst_fd: int, offset: int, end: int) -> None:
+def _copy_by_hand(src_fd: int, dst_fd: int, offset: int, end: int) -> int:
     while offset < end:
         data = os.pread(src_fd, min(end - offset, _BUFFER), offset)
         if not data:
-            return  # the lower file was cut short meanwhile; what is there has been copied
+            break
         view = memoryview(data)
         while view:
             written = os.pwrite(dst_fd, view, offset)
             view = view[written:]
             offset += written
+    return offset

@@ -89,7 +89,7 @@ def touch(fd: int, name: bytes) -> None:
 
 def statx(fd: int, name: bytes, mask: int) -> bytearray:
     """struct statx of the object, with its time of birth."""
-    return syscalls.statx(path(fd, name), mask, follow=not name)
+    return syscalls.statx(fd, name, mask)
 
 
 def protection(fd: int, name: bytes) -> int:
@@ -113,21 +113,23 @@ def truncate(fd: int, name: bytes, size: int) -> None:
 
 def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """Where the first `size` bytes of an open file have data between the holes: (start, end) pairs, found one by one
-    (SEEK_DATA and SEEK_HOLE of lseek(2)). All of them where the file system does not know."""
-    offset = 0
-    while offset < size:
+    (SEEK_HOLE and SEEK_DATA of lseek(2)). All of them where the file system does not know. A file without holes takes
+    one call."""
+    start = 0
+    while start < size:
         try:
-            offset = os.lseek(fd, offset, os.SEEK_DATA)
-            end = min(size, os.lseek(fd, offset, os.SEEK_HOLE))
+            end = min(size, os.lseek(fd, start, os.SEEK_HOLE))
+            if end == start:
+                start = os.lseek(fd, start, os.SEEK_DATA)
+                continue
         except OSError as error:
             if error.errno == ENXIO:  # nothing but a hole is left
                 return
             if error.errno != EINVAL:
                 raise
             end = size
-        if end > offset:
-            yield offset, end
-        offset = end
+        yield start, end
+        start = end
 
 
 def get_xattr(fd: int, name: bytes, key: bytes) -> bytes:

@@ -56,6 +56,8 @@ _PR_SET_SECUREBITS = 28
 _PR_GET_SECUREBITS = 27
 _SECBIT_NO_SETUID_FIXUP = 1 << 2
 
+_STATX_SIZE = 256
+_STATX = ctypes.c_char * _STATX_SIZE
 _HANDLE = struct.Struct("=Ii")
 _MAX_HANDLE = 128
 
@@ -186,11 +188,13 @@ def write_and_wait(fd: int) -> None:
     _call(_libc.sync_file_range, fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE_AND_WAIT)
 
 
-def statx(path: bytes, mask: int, follow: bool) -> bytearray:
-    """statx(2): the 256 bytes of struct statx."""
-    answer = ctypes.create_string_buffer(256)
-    _call(_libc.statx, AT_FDCWD, path, 0 if follow else AT_SYMLINK_NOFOLLOW, mask, answer, path=path)
-    return bytearray(answer.raw)
+def statx(dirfd: int, name: bytes, mask: int) -> bytearray:
+    """statx(2) of an entry that is not followed, or of the descriptor's object for the empty name: the 256 bytes of
+    struct statx."""
+    answer = bytearray(_STATX_SIZE)
+    flags = AT_SYMLINK_NOFOLLOW if name else AT_EMPTY_PATH
+    _call(_libc.statx, dirfd, name, flags, mask, _STATX.from_buffer(answer), path=name)
+    return answer
 
 
 def enter_private_mount_namespace() -> None:

@@ -87,7 +87,7 @@ class Facts:
             "bytes": progress.bytes,
             "running": [
                 {
-                    "path": os.fsdecode(copy.path),
+                    "path": os.fsdecode(copy.path()),
                     "bytes": copy.copied(),
                     "total": copy.total,
                     "seconds": now - copy.begun,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 class Running:
     """A copy of data that a thread is making. Sizes in bytes, `begun` by the monotonic clock."""
 
-    path: bytes  # in the union
+    path: Callable[[], bytes]  # in the union
     total: int
     measure: Callable[[], int]
     begun: float = field(default_factory=time.monotonic)
@@ -39,8 +39,8 @@ class Progress:
         self.running: list[Running] = []
 
     @contextmanager
-    def copying(self, path: bytes, total: int, measure: Callable[[], int]) -> Iterator[None]:
-        """While a thread copies `total` bytes; `measure` tells how many of them are there."""
+    def copying(self, path: Callable[[], bytes], total: int, measure: Callable[[], int]) -> Iterator[None]:
+        """While `total` bytes are copied; `path` and `measure`, how many of them are there, are for who looks."""
         copy = Running(path, total, measure)
         self.running.append(copy)
         try:

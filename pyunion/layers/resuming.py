@@ -181,7 +181,7 @@ def _life(fd: int) -> str | None:
     """The same as long as nothing that was written to this file system can have been lost; None if that cannot be told.
 
     A mount has a number that no other one gets before the next boot, since Linux 6.8."""
-    answer = syscalls.statx(b"/proc/self/fd/%d" % fd, _MNT_ID_UNIQUE, follow=True)
+    answer = syscalls.statx(fd, b"", _MNT_ID_UNIQUE)
     (mask,) = struct.unpack_from("=I", answer, 0)
     if not mask & _MNT_ID_UNIQUE:
         return None
