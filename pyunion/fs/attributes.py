@@ -17,13 +17,12 @@ from pyunion.fs.callers import CAP_FSETID, CAP_SYS_ADMIN, Caller, is_capable, is
 from pyunion.fs.copier import Copier
 from pyunion.fs.files import clear_setid
 from pyunion.fs.lookup import attributes
-from pyunion.fs.nodes import Directory, File, Node
+from pyunion.fs.nodes import CAPABILITIES, Directory, File, Node
 from pyunion.union import marks
 from pyunion.union.ids import Owners
 
 _ACL_ACCESS = b"system.posix_acl_access"
 _ACLS = frozenset({_ACL_ACCESS, b"system.posix_acl_default"})
-_CAPABILITIES = b"security.capability"
 
 
 class Changes(NamedTuple):
@@ -132,7 +131,7 @@ class Attributes:
     def lacks(node: Node, name: bytes) -> bool:
         """Whether it is known without a look that an object has no such xattr: the kernel asks for file capabilities
         before the first write to each new file, and before each change of its owner."""
-        return name == _CAPABILITIES and isinstance(node, File) and node.incapable
+        return name == CAPABILITIES and isinstance(node, File) and node.incapable
 
     def get_xattr(self, node: Node, name: bytes) -> bytes:
         if self.lacks(node, name):
@@ -147,7 +146,7 @@ class Attributes:
             raise
         if name in _ACLS:
             return self._owners.acl_shown(value)
-        return self._owners.capabilities_shown(value) if name == _CAPABILITIES else value
+        return self._owners.capabilities_shown(value) if name == CAPABILITIES else value
 
     def list_xattr(self, node: Node, caller: Caller) -> list[bytes]:
         """The names that the caller may know; the kernel leaves it to us to hide trusted ones."""
@@ -163,7 +162,7 @@ class Attributes:
             self._check_exists(node, name, flags)
         if name in _ACLS:
             value = self._owners.acl_stored(value)
-        elif name == _CAPABILITIES:
+        elif name == CAPABILITIES:
             value = self._owners.capabilities_stored(value)
         protection.require_changeable(node)
         await self._bring_up(node)

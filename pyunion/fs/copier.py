@@ -25,7 +25,7 @@ from pyunion.branch.work import Work
 from pyunion.fs.interruption import Left
 from pyunion.fs.links import Links
 from pyunion.fs.locks import KeyedLock
-from pyunion.fs.nodes import Directory, File, Node, Place, Table
+from pyunion.fs.nodes import CAPABILITIES, Directory, File, Node, Place, Table
 from pyunion.fs.progress import Progress, filled, reached
 from pyunion.fs.waiting import LITTLE, OnDisk, in_order, in_thread, open_by
 
@@ -163,6 +163,7 @@ class Copier:
         wanted = _wanted(file, st, size, remote)
         data = None
         protection = 0
+        incapable = False
         kind = "file"
         if not S_ISREG(st.st_mode):
             staged = work.stage(file.ask(copyup.look, work.terms))
@@ -176,6 +177,7 @@ class Copier:
                 # no name may be left behind with the data: several are found by the index, as in _publish
                 one = bool(origin) if st.st_nlink > 1 else not file.aliases and not file.dead
                 protection = fileattr.kept(source.flags, work.xattr_prefix)
+                incapable = CAPABILITIES not in dict(source.xattrs or ())
                 if metadata_only and one and st.st_size:
                     copyup.stage_metadata(work.fd, staged, source, work.terms)
                     data = file.data or (file.dir, file.real)
@@ -197,6 +199,7 @@ class Copier:
             _swap_descriptors(swapped)
         file.data = data
         file.protection = protection
+        file.incapable = incapable
         file.settled = False
         self.progress.done[kind] += 1
         return wanted < st.st_size
@@ -238,7 +241,7 @@ class Copier:
         if not wanted and remote is None:
             stage()
             return
-        with self.progress.copying(file.path(), wanted, partial(reached, work.fd, staged)):
+        with self.progress.copying(file.path, wanted, partial(reached, work.fd, staged)):
             try:
                 await self._on_disk.call(wanted, stage, of=remote)
             except Left as left:
@@ -296,7 +299,7 @@ class Copier:
             size = os.fstat(target).st_size
             staged = work.temp_name()
             measure = partial(filled, target) if remote is None else partial(reached, work.fd, staged)
-            with self.progress.copying(file.path(), size, measure):
+            with self.progress.copying(file.path, size, measure):
                 source = await _data_below(work, file.data, staged, size)
                 stack.callback(os.close, source)
                 await self._fill(work, file, source, target)

@@ -20,6 +20,7 @@ from pyunion.union.numbers import Numbers
 _T = TypeVar("_T")
 
 ROOT = 1
+CAPABILITIES = b"security.capability"  # the xattr with a file's capabilities (capabilities(7))
 
 Place = tuple[Dir, bytes]  # of an object of a branch: a directory, and a name in it
 
@@ -111,7 +112,7 @@ class File(Node):
         self.settled = False  # it is on disk that the file is in upper, as far as we know
         self.told_mtime_ns = 0  # of a file that is open for writing: when it was changed, as far as the kernel knows
         self.written = False  # since then
-        self.incapable = False  # it was made in this mount, and nobody has given it file capabilities
+        self.incapable = False  # known to have no file capabilities: it was made or copied in this mount without any
 
     @property
     def in_upper(self) -> bool:

@@ -164,6 +164,18 @@ def test_file_capabilities_survive_copy_up_and_fall_with_a_write(union: Union) -
     assert outcome(os.getxattr, union.at / "written", "security.capability") == "ENODATA"
 
 
+def test_a_copy_without_file_capabilities_can_be_given_some(union: Union) -> None:
+    write(union.low / "f", "text")
+    union.mount()
+    with (union.at / "f").open("a") as file:  # the kernel asks for them before the write
+        file.write("more")
+    assert outcome(os.getxattr, union.at / "f", "security.capability") == "ENODATA"
+    os.setxattr(union.at / "f", "security.capability", CAPABILITY)
+    assert os.getxattr(union.at / "f", "security.capability") == CAPABILITY
+    union.remount()
+    assert os.getxattr(union.at / "f", "security.capability") == CAPABILITY
+
+
 def test_archives_carry_attributes_through_the_union(union: Union) -> None:
     write(union.low / "d/f", "text")
     os.setxattr(union.low / "d/f", "user.k", b"v")
