@@ -9,6 +9,8 @@ import os
 import socket
 from collections.abc import Callable
 
+from pyunion.errors import printable
+
 
 class Listener:
     """Somebody who waits for a mount to answer, and for no other news of it."""
@@ -18,8 +20,8 @@ class Listener:
     def __init__(self, ready: Callable[[], None]) -> None:
         self.ready = ready
 
-    def busy(self, files: int) -> None:
-        """The mount has been asked to end, and has so many open files."""
+    def busy(self, sentence: str) -> None:
+        """The mount has been asked to end, and cannot yet."""
 
     def stopping(self) -> None:
         """The mount has begun to end."""
@@ -36,8 +38,8 @@ class ServiceManager(Listener):
         self._mountpoint = mountpoint
         self.ping_s = _ping_s()
 
-    def busy(self, files: int) -> None:
-        _tell(f"STATUS={self._mountpoint} is busy ({files} open files); unmounting once they are closed")
+    def busy(self, sentence: str) -> None:
+        _tell(f"STATUS={sentence}")
 
     def stopping(self) -> None:
         _tell("STOPPING=1", f"STATUS=unmounting {self._mountpoint}")
@@ -52,7 +54,10 @@ def wanted() -> bool:
 
 
 def send(*assignments: str) -> bool:
-    """Send assignments such as "READY=1"; False when nobody listens. Never raises: a service lives without it."""
+    """Send assignments such as "READY=1"; False when nobody listens. Never raises: a service lives without it.
+
+    A name in one, which may be any bytes, does not begin another.
+    """
     address = os.environb.get(b"NOTIFY_SOCKET", b"")
     if not address.startswith((b"/", b"@")):
         return False
@@ -61,7 +66,7 @@ def send(*assignments: str) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
             connection.connect(address)
-            connection.sendall(os.fsencode("\n".join(assignments)))
+            connection.sendall("\n".join(map(printable, assignments)).encode())
     except OSError:
         return False
     return True

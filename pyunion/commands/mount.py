@@ -24,7 +24,7 @@ def run(arguments: Namespace) -> int:
         return _run(arguments)
     except PyunionError as error:
         if not arguments.helper:
-            notify.send(f"STATUS={printable(str(error))}")
+            notify.send(f"STATUS={error}")
         raise
 
 
@@ -55,7 +55,7 @@ def _run(arguments: Namespace) -> int:
     if arguments.fake:
         return ExitCode.OK
     if config.foreground:
-        if serve(config, notify.ServiceManager(printable(os.fsdecode(config.mountpoint)))):
+        if serve(config, notify.ServiceManager(os.fsdecode(config.mountpoint))):
             raise KeyboardInterrupt
     else:
         background.run(lambda ready: serve(config, notify.Listener(ready)))

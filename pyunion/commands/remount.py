@@ -117,5 +117,6 @@ def _apply(mount: Mounted, read_only: bool, options: Options) -> None:
         raise PyunionError("cannot remount: mount(8) is not in PATH", ExitCode.MOUNT) from None
     if done.returncode:
         said = os.fsdecode(done.stderr).strip().partition("\n")[0]
-        busy = "busy" in said
-        raise PyunionError(f"cannot remount: {said}", ExitCode.BUSY if busy else ExitCode.MOUNT)
+        if "busy" in said:
+            raise PyunionError(f"cannot remount: {users.busy(mount, for_writing=True)}", ExitCode.BUSY)
+        raise PyunionError(f"cannot remount: {said}", ExitCode.MOUNT)

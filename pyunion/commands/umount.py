@@ -18,7 +18,6 @@ from pyunion.unmounting import unmount
 
 _PATIENCE_S = 30.0
 _POLL_S = 0.05
-_MOST_USERS = 5
 
 
 def run(arguments: Namespace) -> int:
@@ -27,6 +26,7 @@ def run(arguments: Namespace) -> int:
         clear_dead(point)
         return ExitCode.OK
     mount = _find(point)
+    os.chdir("/")  # who calls us from within is in the way, and we are not
     daemon = users.daemon_of(mount)
     _unmount(mount, arguments.lazy)
     # After a lazy one the daemon lives as long as the mount's users do.
@@ -79,19 +79,8 @@ def _unmount(mount: Mounted, lazy: bool) -> None:
         ) from None
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise _busy(mount) from None
+            raise PyunionError(f"{users.busy(mount)}; end these, or detach it with --lazy", ExitCode.BUSY) from None
         raise PyunionError(f"cannot unmount {point}: {error.strerror}", ExitCode.MOUNT) from None
-
-
-def _busy(mount: Mounted) -> PyunionError:
-    found = [str(user) for user in users.of_mount(mount)]
-    found += [f"the {above.fstype} mount on {os.fsdecode(above.point)}" for above in users.mounts_on(mount)]
-    if len(found) > _MOST_USERS:
-        found[_MOST_USERS:] = [f"{len(found) - _MOST_USERS} more"]
-    who = ", ".join(found) or "something that /proc does not show, such as a mount or a process elsewhere"
-    return PyunionError(
-        f"{os.fsdecode(mount.point)} is busy: {who}; end these, or detach it with --lazy", ExitCode.BUSY
-    )
 
 
 def _wait_end(pid: int) -> bool:

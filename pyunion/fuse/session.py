@@ -19,6 +19,7 @@ from typing import Any
 import pyfuse3
 import trio
 
+from pyunion import mountinfo, users
 from pyunion.awake import Awake
 from pyunion.errors import ExitCode, PyunionError
 from pyunion.fs.filesystem import FileSystem
@@ -164,14 +165,17 @@ class Session:
         told = False
         while not await self._try_unmount(detach=False):
             if not told:
-                log.warning(
-                    "%s is busy (%d open files): unmounting once they are closed; a second signal detaches it",
-                    os.fsdecode(self._mountpoint),
-                    len(self._fs.files),
-                )
-                listener.busy(len(self._fs.files))
                 told = True
+                busy = await trio.to_thread.run_sync(self._busy, abandon_on_cancel=True)
+                log.warning("%s; a second signal detaches it", busy)
+                listener.busy(busy)
             await trio.sleep(_RETRY_S)
+
+    def _busy(self) -> str:
+        """In a thread, as there may be many processes to look at."""
+        mount = mountinfo.topmost_at(self._mountpoint)
+        sentence = f"{os.fsdecode(self._mountpoint)} was busy" if mount is None else users.busy(mount)
+        return f"{sentence}; open files: {len(self._fs.files)}; unmounting when it is free"
 
     async def _try_unmount(self, detach: bool) -> bool:
         """Unmount; False when it is busy. In a thread, as the kernel asks us to write back what it holds. Never twice,

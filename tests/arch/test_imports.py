@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "interrupts": set(),
     "unmounting": {"branch"},
-    "fuse": {"awake", "fs", "notify", "unmounting"},
+    "fuse": {"awake", "fs", "mountinfo", "notify", "unmounting", "users"},
     "fs": {"branch", "union"},
     "container": {"branch", "layers"},
     "layers": {"branch", "interrupts", "union"},

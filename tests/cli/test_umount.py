@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from pyunion.errors import ExitCode, printable
 from tests.cli.command import pyunion
 from tests.harness.mounts import PyunionMount
 from tests.harness.mounts import mounted as all_mounts
+from tests.harness.ready import until
 
 _MAP = (
     "import mmap, os, sys\n"
@@ -27,11 +30,13 @@ _MAP = (
 
 
 @contextlib.contextmanager
-def _process(*command: str, cwd: Path | None = None, stdin: int = subprocess.PIPE) -> Iterator[int]:
+def _process(
+    *command: str, cwd: Path | None = None, stdin: int = subprocess.PIPE, says_so: bool = False
+) -> Iterator[int]:
     """A process that lives until the end of the block, and has said `mapped` if it is to."""
     process = subprocess.Popen(command, cwd=cwd, stdin=stdin, stdout=subprocess.PIPE)
     try:
-        if command[0] == sys.executable:
+        if says_so or command[0] == sys.executable:
             assert process.stdout is not None
             assert process.stdout.readline() == b"mapped\n"
         yield process.pid
@@ -57,8 +62,50 @@ def test_it_waits_for_the_daemon(mounted: PyunionMount) -> None:
 
 def test_busy_by_a_directory(mounted: PyunionMount) -> None:
     with _process("cat", cwd=mounted.point) as pid:
-        _assert_busy(mounted, who=f"cat (process {pid}, {mounted.point})")
+        _assert_busy(mounted, who=f"cat (process {pid}, working directory {mounted.point})")
     mounted.stop()
+
+
+def test_busy_by_a_root_directory(mounted: PyunionMount) -> None:
+    code = "import os, sys; os.chroot(sys.argv[1]); print('mapped', flush=True); sys.stdin.read()"
+    with _process(sys.executable, "-c", code, str(mounted.point), cwd=Path("/")) as pid:
+        command = Path(f"/proc/{pid}/comm").read_text().strip()
+        _assert_busy(mounted, who=f"{command} (process {pid}, root directory {mounted.point})")
+    mounted.stop()
+
+
+def test_busy_by_a_program(mounted: PyunionMount) -> None:
+    program = mounted.point / "program"
+    shutil.copy("/bin/cat", program)
+    with _process(str(program)) as pid:
+        until(lambda: os.readlink(f"/proc/{pid}/exe") == str(program), "it is not executed", 10)
+        _assert_busy(mounted, who=f"program (process {pid}, program {program})")
+    mounted.stop()
+
+
+def test_who_is_at_that_path_elsewhere_is_not_in_the_way(mounted: PyunionMount) -> None:
+    """In another mount namespace, where the union is not mounted."""
+    script = 'umount "$1" && cd "$1" && echo mapped && exec cat'
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_process("unshare", "--mount", "sh", "-c", script, "-", str(mounted.point), says_so=True))
+        pid = stack.enter_context(_process("cat", cwd=mounted.point))
+        _assert_busy(mounted, who=f"cat (process {pid}, working directory {mounted.point})")
+    mounted.stop()
+
+
+def test_the_command_itself_is_not_in_the_way(mounted: PyunionMount) -> None:
+    assert pyunion("umount", ".", cwd=mounted.point).returncode == 0
+    assert mounted.wait_end() == 0
+
+
+def test_the_daemon_names_them_as_well(mounted: PyunionMount) -> None:
+    with _process("cat", cwd=mounted.point) as pid:
+        os.kill(mounted.pid, signal.SIGTERM)
+        until(lambda: "is busy" in mounted.log(), "it does not say that it is busy", 10)
+    who = f"cat (process {pid}, working directory {mounted.point})"
+    what = "open files: 0; unmounting when it is free; a second signal detaches it"
+    assert f"{mounted.point} is busy: {who}; {what}\n" in mounted.log()
+    assert mounted.wait_end() == 0
 
 
 def test_busy_by_a_descriptor(mounted: PyunionMount) -> None:
@@ -66,7 +113,7 @@ def test_busy_by_a_descriptor(mounted: PyunionMount) -> None:
     with contextlib.ExitStack() as stack:
         with hello.open() as file:
             pid = stack.enter_context(_process("sleep", "1000", stdin=file.fileno()))
-        _assert_busy(mounted, who=f"sleep (process {pid}, {hello})")
+        _assert_busy(mounted, who=f"sleep (process {pid}, open file {hello})")
     mounted.stop()
 
 
@@ -77,7 +124,7 @@ def test_busy_by_a_mapping(mounted: PyunionMount, name: str) -> None:
         mapped.write_text("new\n")
     with _process(sys.executable, "-c", _MAP, str(mapped)) as pid:
         command = Path(f"/proc/{pid}/comm").read_text().strip()
-        _assert_busy(mounted, who=f"{command} (process {pid}, {printable(str(mapped))})")
+        _assert_busy(mounted, who=f"{command} (process {pid}, mapped file {printable(str(mapped))})")
     mounted.stop()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -83,12 +84,20 @@ def test_what_was_mounted_read_only_stays_so(machine: Machine) -> None:
     machine.succeed("umount", machine.point)
 
 
-def test_a_file_that_is_being_written_keeps_it_writable(mounted: Machine) -> None:
+@pytest.mark.parametrize("deleted", [False, True], ids=["written", "deleted"])
+def test_a_file_that_keeps_it_writable_is_named(mounted: Machine, deleted: bool) -> None:
+    """One that is being written, or was deleted while it is read; who only reads is not in the way."""
     (daemon,) = mounted.daemons()
-    with open(f"/proc/{daemon}/root{mounted.point}/new", "w"):
+    at = Path(f"/proc/{daemon}/root{mounted.point}")
+    (at / "new").write_text("new\n")
+    name = f"{mounted.point}/new" + deleted * " (deleted)"
+    with (at / "hello").open(), (at / "new").open("r" if deleted else "a"):
+        if deleted:
+            (at / "new").unlink()
         done = mounted.remount("ro")
         assert done.returncode == ExitCode.BUSY
-        assert done.stderr.startswith("pyunion: cannot remount")
+        who = f"{Path('/proc/self/comm').read_text().strip()} (process {os.getpid()}, open file {name})"
+        assert done.stderr == f"pyunion: cannot remount: {mounted.point} is busy: {who}\n"
     assert mounted.remount("ro").returncode == 0
     mounted.succeed("umount", mounted.point)
 

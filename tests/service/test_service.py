@@ -28,8 +28,9 @@ def test_log_entries_have_levels_and_fields(machine: Machine, service: Service) 
     with service.seen_from_here("hello").open():
         with machine.awaiting(lambda entry: "is busy" in str(entry.get("MESSAGE"))):
             machine.succeed("systemctl", "stop", "--no-block", service.unit)
-        busy = f"{service.point} is busy (1 open files)"
-        assert f'Status: "{busy}; unmounting once they are closed"' in service.status()
+        busy = f"{service.point} is busy"
+        assert f'Status: "{busy}: ' in service.status()
+        assert '; open files: 1; unmounting when it is free"' in service.status()
     service.stop()
     levels = {entry["MESSAGE"].partition(":")[0]: entry["PRIORITY"] for entry in service.entries()}
     assert levels["granted by the kernel"] == "6"
@@ -40,6 +41,22 @@ def test_log_entries_have_levels_and_fields(machine: Machine, service: Service) 
         assert entry["CODE_FILE"].endswith("/pyunion/fuse/session.py")
         assert entry["LOGGER"] == "pyunion.fuse.session"
         assert int(entry["CODE_LINE"]) > 0
+
+
+def test_whoever_the_daemon_may_not_see_is_named_by_umount(machine: Machine, service: Service) -> None:
+    """The unit lets it do little, and so it cannot look into other processes."""
+    service.start()
+    with machine.wait_started("user.service"):
+        machine.succeed("systemd-run", f"--working-directory={service.point}", "--unit=user", "sleep", "infinity")
+    with machine.awaiting(lambda entry: "is busy" in str(entry.get("MESSAGE"))):
+        machine.succeed("systemctl", "stop", "--no-block", service.unit)
+    assert "perhaps a process that this one may not look into; root's `pyunion umount` names it" in service.status()
+    who = f"sleep (process {machine.show('user.service', 'MainPID')}, working directory {service.point})"
+    assert machine.run("pyunion", "umount", service.point).stderr == (
+        f"pyunion: {service.point} is busy: {who}; end these, or detach it with --lazy\n"
+    )
+    machine.succeed("systemctl", "stop", "user.service")
+    service.stop()
 
 
 def test_a_killed_daemon_is_started_again_over_the_dead_mount(machine: Machine, service: Service) -> None:

@@ -33,6 +33,15 @@ def test_abstract_socket(monkeypatch: pytest.MonkeyPatch) -> None:
         assert listener.recv(100) == b"STOPPING=1"
 
 
+def test_a_name_is_no_assignment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of files are their users', and what is sent here comes from root."""
+    name = f"pyunion-test-{os.getpid()}"
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+    with _listener(f"\0{name}") as listener:
+        notify.ServiceManager("/mnt").busy(os.fsdecode(b"/mnt is busy: a\nMAINPID=1\xff"))
+        assert listener.recv(100) == rb"STATUS=/mnt is busy: a\nMAINPID=1\xff"
+
+
 def test_nobody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
     assert not notify.send("READY=1")
