@@ -1,4 +1,5 @@
-"""How branches and what they hold are drawn: each branch in a colour of its own, marks and hidden things recognisable.
+"""How branches and what they hold are drawn: each branch in a colour of its own, as long as there are colours; marks
+and hidden things recognisable.
 
 Owns the colours and the console; knows no mounts and no branches.
 """
@@ -12,7 +13,13 @@ from rich.style import Style
 
 WHITEOUT = "(whiteout)"
 _UPPER = "yellow"
-_LOWERS = ("green", "cyan", "magenta", "blue", "red")
+_BASIC = ("green", "cyan", "magenta", "blue", "red")
+# The first ten are on all terminals; the others are on those of 256 colours.
+_LOWERS = (
+    *_BASIC,
+    *(f"bright_{name}" for name in _BASIC),
+    *("dark_orange", "spring_green3", "dodger_blue1", "orchid", "gold3", "salmon1", "medium_purple", "aquamarine3"),
+)
 _WIDE = 1 << 16  # columns where there is no terminal: a line stays a line
 
 

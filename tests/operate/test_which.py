@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import pytest
 
 from pyunion.errors import ExitCode
 from tests.harness.files import append, make_opaque, make_whiteout, run, write
+from tests.harness.terminal import Job
 from tests.harness.union import Union
 from tests.harness.warm import pyunion as run_pyunion
 from tests.operate.conftest import told
@@ -426,6 +428,52 @@ def test_a_renamed_directory_says_so(pyunion: Union) -> None:
     pyunion.mount()
     (pyunion.at / "old").rename(pyunion.at / "new")
     assert _tree(pyunion.at)[1:] == ["└── new/  [upper + lower1], is old below", "    └── f  [lower1]"]
+
+
+_COLOURED = re.compile(r"\x1b\[(?:2;)?([0-9;]*)m([^\x1b]*)\x1b\[0m")
+
+
+def _on_a_terminal(union: Union, **environment: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("NO_COLOR", "FORCE_COLOR", "TERM", "COLORTERM"):
+            patch.delenv(name, raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        status, said = Job(["tree", union.at]).await_end()
+    assert status == 0, said
+    return said
+
+
+@pytest.mark.parametrize(("kind", "count"), [("linux", 10), ("xterm-256color", 18)])
+def test_each_branch_has_a_colour_of_its_own_on_a_terminal(pyunion: Union, kind: str, count: int) -> None:
+    """And what comes from it has the same."""
+    lowers = [pyunion.low / f"branch{number}" for number in range(count)]
+    for lower in lowers:
+        write(lower / f"of-{lower.name}")
+    write(pyunion.top / "of-upper")
+    pyunion.compare_with_kernel = False
+    pyunion.mount(lowers=lowers)
+    found = [(colour, text.strip()) for colour, text in _COLOURED.findall(_on_a_terminal(pyunion, TERM=kind))]
+    legend = {text[1:].split("]")[0]: colour for colour, text in found if text.startswith("[") and "] /" in text}
+    assert sorted(legend) == sorted(["upper", *(lower.name for lower in lowers)])
+    assert len(set(legend.values())) == count + 1
+    files = {text.removeprefix("of-"): colour for colour, text in found if text.startswith("of-")}
+    assert files == legend
+
+
+@pytest.mark.parametrize(
+    ("environment", "sequences"),
+    [({"TERM": "xterm-256color", "NO_COLOR": "1"}, {"\x1b[2m", "\x1b[0m"}), ({"TERM": "dumb"}, set())],
+    ids=["NO_COLOR", "dumb"],
+)
+def test_no_colours_where_none_are_wanted(
+    pyunion: Union, environment: dict[str, str], sequences: set[str]
+) -> None:
+    """What is dim stays so, as that is no colour."""
+    write(pyunion.low / "f")
+    pyunion.mount()
+    assert set(re.findall(r"\x1b\[[^m]*m", _on_a_terminal(pyunion, **environment))) == sequences
+    assert "\x1b" not in run_pyunion("tree", pyunion.at).stdout, "and none in a pipe"
 
 
 def test_branches_of_one_name_are_told_apart(pyunion: Union) -> None:
