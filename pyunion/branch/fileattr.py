@@ -10,7 +10,8 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from errno import EINVAL, ENODATA, ENOSYS, ENOTSUP, ENOTTY, EPERM
 
 from pyunion.branch import objects
@@ -84,23 +85,32 @@ def show(command: int, argument: bytearray, held: int) -> None:
     _FLAGS.pack_into(argument, 0, flags | sum(bit for flag, bit in bits.items() if held & flag))
 
 
-def store(command: int, argument: bytearray, where: tuple[int, bytes], branch: Branch, held: int) -> int:
-    """Move APPEND and IMMUTABLE from flags that are to be set into the mark of an object in upper; returns them.
-
-    `held` is what the mark says now. Raises EPERM where upper can have no marks.
+@contextmanager
+def stored(command: int, argument: bytearray, where: tuple[int, bytes], branch: Branch, held: int) -> Iterator[int]:
+    """Move APPEND and IMMUTABLE from flags that are to be set into the mark of an object in upper, and give them to
+    who then sets the others. If that fails the mark says what it says now, `held`, again. Raises EPERM where upper can
+    have no marks.
     """
     bits = _bits(command)
     (flags,) = _FLAGS.unpack_from(argument)
     wanted = _protection(flags, bits)
-    prefix = branch.xattr_prefix
+    _mark(where, branch.xattr_prefix, wanted, held)
+    _FLAGS.pack_into(argument, 0, flags & ~sum(bits.values()))
+    try:
+        yield wanted
+    except OSError:
+        with suppress(OSError):
+            _mark(where, branch.xattr_prefix, held, wanted)
+        raise
+
+
+def _mark(where: tuple[int, bytes], prefix: bytes | None, wanted: int, held: int) -> None:
     if wanted:
         if prefix is None:
             raise OSError(EPERM, os.strerror(EPERM))
         objects.set_xattr(*where, prefix + marks.PROTATTR, marks.protattr(wanted))
     elif held and prefix is not None:
         _remove(where, prefix + marks.PROTATTR)
-    _FLAGS.pack_into(argument, 0, flags & ~sum(bits.values()))
-    return wanted
 
 
 def _remove(where: tuple[int, bytes], key: bytes) -> None:

@@ -7,6 +7,7 @@ before a change; what is on disk is pyunion/branch/objects.py.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack, suppress
 from errno import EEXIST, ENODATA, ENOTSUP, ENOTTY
 from stat import S_IMODE, S_ISGID
 from typing import NamedTuple
@@ -14,12 +15,12 @@ from typing import NamedTuple
 from pyunion.branch import fileattr, objects
 from pyunion.fs import protection
 from pyunion.fs.callers import CAP_FSETID, CAP_SYS_ADMIN, Caller, is_capable, is_member
-from pyunion.fs.copier import Copier
+from pyunion.fs.copier import Copier, First
 from pyunion.fs.files import clear_setid
 from pyunion.fs.lookup import attributes
 from pyunion.fs.nodes import CAPABILITIES, Directory, File, Node
 from pyunion.union import marks
-from pyunion.union.ids import Owners
+from pyunion.union.ids import Owners, acl_of_mode
 
 _ACL_ACCESS = b"system.posix_acl_access"
 _ACLS = frozenset({_ACL_ACCESS, b"system.posix_acl_default"})
@@ -54,25 +55,17 @@ class Attributes:
         if isinstance(node, File) and node.dead and not node.in_upper and not node.is_open:
             return attributes(node)  # with the writeback cache the kernel notes the end of a file in its change time
         self._may_change(node, changes, fd)
-        uid = -1 if changes.uid is None else self._owners.uids.stored(changes.uid)
-        gid = -1 if changes.gid is None else self._owners.gids.stored(changes.gid)
-        if changes.size is not None:
+        prepare = self._preparing(changes, caller)
+        if changes.size is None:
+            if not node.in_upper:
+                await self._bring_up(node)
+            prepare(*node.address())
+            self._set_times(node, changes)
+        else:
             assert isinstance(node, File)
-            await self._truncate(node, changes.size, fd, caller)
-        elif not node.in_upper:
-            await self._bring_up(node)
-        where = node.address()
-        if changes.uid is not None or changes.gid is not None:
-            objects.chown(*where, uid, gid)
-        if changes.mode is not None:  # after the owner: chown clears setuid and setgid
-            objects.chmod(*where, changes.mode)
-        if changes.atime_ns is not None or changes.mtime_ns is not None:
-            _set_times(where, changes)
-            if isinstance(node, File):
-                self._copier.times_were_set(node, changes.atime_ns, changes.mtime_ns)
-            if changes.mtime_ns is not None and isinstance(node, File):
-                node.told_mtime_ns = changes.mtime_ns
-                node.written = False
+            await self._truncate(node, changes.size, fd, prepare)
+            with suppress(OSError):  # only the kernel gives both, and what it notes is the time of this moment
+                self._set_times(node, changes)
         return attributes(node)
 
     @staticmethod
@@ -84,15 +77,44 @@ class Attributes:
         elif fd is None or changes.size is not None:
             protection.require_changeable(node)
 
-    async def _truncate(self, file: File, size: int, fd: int | None, caller: Caller) -> None:
-        truncated = await self._copier.data(file, size)
-        clear_setid(file, caller, self._owners.gids)
-        if truncated:
+    def _preparing(self, changes: Changes, caller: Caller) -> First:
+        """The changes of owner and mode, which come before a truncation: one that fails has cut nothing. Raises
+        EOVERFLOW for an owner that no branch can have."""
+        uid = -1 if changes.uid is None else self._owners.uids.stored(changes.uid)
+        gid = -1 if changes.gid is None else self._owners.gids.stored(changes.gid)
+        is_owned = changes.uid is not None or changes.gid is not None
+
+        def prepare(fd: int, name: bytes) -> None:
+            if changes.size is not None:
+                clear_setid((fd, name), caller, self._owners.gids)
+            if is_owned:
+                objects.chown(fd, name, uid, gid)
+            # After the owner: chown clears setuid and setgid. Where the kernel wants no more, nothing is left to fail.
+            if changes.mode is not None and not (is_owned and _mode(fd, name) == changes.mode):
+                objects.chmod(fd, name, changes.mode)
+
+        return prepare
+
+    async def _truncate(self, file: File, size: int, fd: int | None, prepare: First) -> None:
+        if await self._copier.data(file, size, prepare):
             return
-        if fd is not None:
+        with ExitStack() as stack:
+            if fd is None:
+                fd = objects.open_file(*file.address(), os.O_WRONLY)
+                stack.callback(os.close, fd)
+            prepare(*file.address())
             os.ftruncate(fd, size)
-        else:
-            objects.truncate(*file.address(), size)
+
+    def _set_times(self, node: Node, changes: Changes) -> None:
+        if changes.atime_ns is None and changes.mtime_ns is None:
+            return
+        _set_times(node.address(), changes)
+        if not isinstance(node, File):
+            return
+        self._copier.times_were_set(node, changes.atime_ns, changes.mtime_ns)
+        if changes.mtime_ns is not None:
+            node.told_mtime_ns = changes.mtime_ns
+            node.written = False
 
     async def _bring_up(self, node: Node) -> None:
         if isinstance(node, File):
@@ -121,8 +143,11 @@ class Attributes:
                 await self._bring_up(node)
             assert self._copier.upper is not None
             branch = self._copier.upper
-            node.protection = fileattr.store(command, argument, node.address(), branch, node.protection)
-        argument[:] = node.ask(fileattr.on_object, command, bytes(argument))
+            with fileattr.stored(command, argument, node.address(), branch, node.protection) as wanted:
+                argument[:] = node.ask(fileattr.on_object, command, bytes(argument))
+            node.protection = wanted
+        else:
+            argument[:] = node.ask(fileattr.on_object, command, bytes(argument))
         fileattr.show(command, argument, node.protection)
 
     # -- extended attributes ----------------------------------------------------------------------------------
@@ -169,9 +194,10 @@ class Attributes:
         where = node.address()
         if isinstance(node, File):
             node.incapable = False
-        objects.set_xattr(*where, marks.stored_name(name, self._prefix), value)
         if name == _ACL_ACCESS:
-            self._drop_setgid(where, caller)
+            self._set_acl(where, value, caller)
+        else:
+            objects.set_xattr(*where, marks.stored_name(name, self._prefix), value)
 
     def _check_exists(self, node: Node, name: bytes, flags: int) -> None:
         """Raises EEXIST or ENODATA where XATTR_CREATE or XATTR_REPLACE ask for it."""
@@ -184,13 +210,22 @@ class Attributes:
             if flags & os.XATTR_CREATE:
                 raise OSError(EEXIST, os.strerror(EEXIST), name)
 
-    def _drop_setgid(self, where: tuple[int, bytes], caller: Caller) -> None:
-        """An ACL changes the mode, and setgid goes with a change of mode by somebody outside the group, as by chmod."""
+    def _set_acl(self, where: tuple[int, bytes], value: bytes, caller: Caller) -> None:
+        """An ACL changes the mode, and setgid goes with a change of mode by somebody outside the group, as by chmod.
+        Where it cannot go the ACL is as it was."""
         st = objects.stat(*where)
-        if not st.st_mode & S_ISGID or is_member(caller, self._owners.gids.shown(st.st_gid)):
+        stays = not st.st_mode & S_ISGID or is_member(caller, self._owners.gids.shown(st.st_gid))
+        if stays or is_capable(caller, CAP_FSETID):
+            objects.set_xattr(*where, _ACL_ACCESS, value)
             return
-        if not is_capable(caller, CAP_FSETID):
-            objects.chmod(*where, S_IMODE(st.st_mode) & ~S_ISGID)
+        before = objects.get_mark(*where, _ACL_ACCESS) or acl_of_mode(st.st_mode)
+        objects.set_xattr(*where, _ACL_ACCESS, value)
+        try:
+            objects.chmod(*where, _mode(*where) & ~S_ISGID)
+        except OSError:
+            with suppress(OSError):
+                objects.set_xattr(*where, _ACL_ACCESS, before)
+            raise
 
     async def remove_xattr(self, node: Node, name: bytes) -> None:
         """Removing what is not there copies nothing up."""
@@ -203,6 +238,10 @@ class Attributes:
                 raise
         await self._bring_up(node)
         objects.remove_xattr(*node.address(), stored)
+
+
+def _mode(fd: int, name: bytes) -> int:
+    return S_IMODE(objects.stat(fd, name).st_mode)
 
 
 def _set_times(where: tuple[int, bytes], changes: Changes) -> None:

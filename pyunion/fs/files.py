@@ -102,23 +102,9 @@ class OpenFiles:
         flags = flags & ~os.O_NOATIME | self._noatime
         if self.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads what it fills pages with
-        fd = -1
-        try:
-            if flags & os.O_TRUNC:
-                fd = await self._truncated(file, flags, caller)
-            elif flags & _WRITES:
-                await self._copier.data(file)
-            if flags & (_WRITES | os.O_TRUNC) and self.writeback:
-                self._note_mtime(file, truncates=bool(flags & os.O_TRUNC))
-            if fd < 0:
-                fd = await self._open_below(file, flags)
-            if fd < 0:
-                fd = self._open_object(file, flags)
-            self._add(fd, self._writer(file, file.stat(), flags, caller) if flags & _WRITES else OpenFile(file, flags))
-        except OSError:
-            if fd >= 0:
-                close(fd, file.remote)
-            raise
+        opens = self._open_truncated if flags & os.O_TRUNC else self._open_whole
+        fd, opened = await opens(file, flags, caller)
+        self._add(fd, opened)
         if self.kernel_writes and self._may_sync_unseen(file, flags):
             try:
                 await self.fsync(fd, datasync=False)
@@ -127,22 +113,37 @@ class OpenFiles:
                 raise
         return fd
 
-    async def _truncated(self, file: File, flags: int, caller: Caller) -> int:
-        """Bring a file into upper that is about to be truncated. Where that has cut it already, a descriptor of it,
-        opened before: an open(2) that fails truncates nothing. Else -1."""
-        opened: list[int] = []
+    async def _open_whole(self, file: File, flags: int, caller: Caller) -> tuple[int, OpenFile]:
+        opened = OpenFile(file, flags)
+        if flags & _WRITES:
+            await self._copier.data(file)
+            opened = self._for_changes(file, file.stat(), flags, caller)
+        fd = await self._open_below(file, flags)
+        return (fd if fd >= 0 else self._open_object(file, flags)), opened
+
+    async def _open_truncated(self, file: File, flags: int, caller: Caller) -> tuple[int, OpenFile]:
+        """An open(2) that fails truncates nothing: the cut is the last step, or is made with the copy."""
+        ready: list[tuple[int, OpenFile]] = []
         with ExitStack() as stack:
 
             def first(directory_fd: int, name: bytes) -> None:
-                opened.append(objects.open_file(directory_fd, name, flags & _KEEP & ~os.O_TRUNC))
-                stack.callback(os.close, opened[-1])
+                where = directory_fd, name
+                fd = objects.open_file(*where, flags & _KEEP & ~os.O_TRUNC)
+                stack.callback(os.close, fd)
+                ready.append((fd, self._for_changes(file, objects.stat(*where), flags, caller)))
+                self._clear_setid(file, where, caller)
 
-            cut = await self._copier.data(file, 0, first)
-            clear_setid(file, caller, self._gids)
-            if cut:
-                stack.pop_all()
-                return opened[0]
-        return -1
+            if not await self._copier.data(file, 0, first):
+                if not ready:
+                    first(*file.address())
+                _cut(ready[0][0], flags)
+            stack.pop_all()
+            return ready[0]
+
+    def _for_changes(self, file: File, st: os.stat_result, flags: int, caller: Caller) -> OpenFile:
+        if self.writeback:
+            self._note_mtime(file, st, truncates=bool(flags & os.O_TRUNC))
+        return self._writer(file, st, flags, caller)
 
     def _may_sync_unseen(self, file: File, flags: int) -> bool:
         """Whether the kernel may sync data of a copy by itself, for a mapping or O_DSYNC, while it is not on disk yet
@@ -258,11 +259,12 @@ class OpenFiles:
         """Write to a file in upper."""
         if self._direct and fd in self._direct and offset != os.fstat(fd).st_size:
             raise OSError(EPERM, os.strerror(EPERM))  # only FUSE lets a program take O_APPEND from such a descriptor
-        written = os.pwrite(fd, data, offset)
         opened = self._open[fd]
-        opened.file.written = True
-        if (drops_setid or opened.clears_setid) and _drop_setid(opened.file, opened.file.stat(), opened.in_group):
-            self.changed_modes.append(opened.file.id)
+        file = opened.file
+        if (drops_setid or opened.clears_setid) and _drop_setid(file.address(), file.stat(), opened.in_group):
+            self.changed_modes.append(file.id)  # before the write: what fails after it would be told, though it is made
+        written = os.pwrite(fd, data, offset)
+        file.written = True
         return written
 
     def leaves_stale(self, fd: int) -> int | None:
@@ -293,24 +295,28 @@ class OpenFiles:
 
     async def allocate(self, fd: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         """fallocate(2) on a file that is open for writing."""
-        require_allocation(self._open[fd].file, mode)
+        file = self._open[fd].file
+        require_allocation(file, mode)
+        self._clear_setid(file, file.address(), caller)
         await in_thread(syscalls.fallocate, fd, mode, offset, length)
-        self._changed(self._open[fd].file, caller)
+        file.written = True
 
     async def copy_range(
         self, source: int, offset: int, target: int, to: int, length: int, caller: Caller
     ) -> int:
         """copy_file_range(2), which shares blocks where the branch can. Of what comes from a branch that may not answer
         less is copied: no thread that waits for that may change a file."""
-        require_copying_into(self._open[target].file)
+        file = self._open[target].file
+        require_copying_into(file)
         source = self.descriptor(source)
+        self._clear_setid(file, file.address(), caller)
         remote = self._remote_of(source)
         if remote is None:
             copied = await in_thread(os.copy_file_range, source, target, length, offset, to)
         else:
             data = await in_thread(_read_fully, source, min(length, BUFFER), offset, of=remote)
             copied = os.pwrite(target, data, to)
-        self._changed(self._open[target].file, caller)
+        file.written = True
         return copied
 
     async def seek(self, handle: int, offset: int, whence: int) -> int:
@@ -321,9 +327,9 @@ class OpenFiles:
             return await in_thread(os.lseek, fd, offset, whence, of=remote)
         return os.lseek(fd, offset, whence)
 
-    def _changed(self, file: File, caller: Caller) -> None:
-        file.written = True
-        if clear_setid(file, caller, self._gids):
+    def _clear_setid(self, file: File, where: tuple[int, bytes], caller: Caller) -> None:
+        """Before its data are changed, where the file is, or will be in a moment."""
+        if clear_setid(where, caller, self._gids):
             self.changed_modes.append(file.id)
 
     def release(self, fd: int) -> None:
@@ -342,12 +348,12 @@ class OpenFiles:
         close(fd, remote)
 
     @staticmethod
-    def _note_mtime(file: File, truncates: bool) -> None:
+    def _note_mtime(file: File, st: os.stat_result, truncates: bool) -> None:
         """With the writeback cache it is the kernel that knows when a file was changed, and it says so by setattr. It
         says nothing of a write within the same tick of its clock as the change before; but that write, when it comes
         here, moves the time on disk. So what the kernel knows is noted, and put back when the file is closed."""
         if not file.written:
-            file.told_mtime_ns = file.stat().st_mtime_ns
+            file.told_mtime_ns = st.st_mtime_ns
         file.written = file.written or truncates
 
     @staticmethod
@@ -432,19 +438,28 @@ def without_setid(mode: int, in_group: bool) -> int:
     return mode & ~S_ISGID if mode & S_IXGRP or not in_group else mode
 
 
-def _drop_setid(file: File, st: os.stat_result, in_group: bool) -> bool:
+def _cut(fd: int, flags: int) -> None:
+    """To nothing; open(2) with O_TRUNC does so for those who open to read, too."""
+    if flags & _WRITES:
+        os.ftruncate(fd, 0)
+    else:
+        objects.truncate(fd, b"", 0)
+
+
+def _drop_setid(where: tuple[int, bytes], st: os.stat_result, in_group: bool) -> bool:
     """Take setuid and setgid from a file as far as they go; whether its mode changed."""
     mode = S_IMODE(st.st_mode)
     kept = without_setid(mode, in_group)
     if kept != mode:
-        objects.chmod(*file.address(), kept)
+        objects.chmod(*where, kept)
     return kept != mode
 
 
-def clear_setid(file: File, caller: Caller, gids: Mapping) -> bool:
+def clear_setid(where: tuple[int, bytes], caller: Caller, gids: Mapping) -> bool:
     """What a change of the data by this caller does to setuid and setgid, as file_remove_privs() in the kernel; whether
-    it did."""
-    st = file.stat()
+    it did. As there it comes before the change. If that fails they are not given back: somebody else may have changed
+    the data meanwhile."""
+    st = objects.stat(*where)
     if not st.st_mode & (S_ISUID | S_ISGID) or is_capable(caller, CAP_FSETID):
         return False
-    return _drop_setid(file, st, is_member(caller, gids.shown(st.st_gid)))
+    return _drop_setid(where, st, is_member(caller, gids.shown(st.st_gid)))

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from errno import ENAMETOOLONG, ENOSYS
 from stat import S_IMODE
 from typing import Any
@@ -51,10 +52,29 @@ def keep_no_miss(directory: Directory, name: bytes) -> None:
     drop_name(directory.ino, name)
 
 
-def tell_modes(files: OpenFiles) -> None:
-    """Tell the kernel that modes have changed by writes: it would go on to honour a setuid bit that is gone."""
-    while files.changed_modes:
-        drop_attributes(files.changed_modes.pop())
+@contextmanager
+def doubting(number: int) -> Iterator[None]:
+    """For changes of attributes. One that fails may have taken setuid, which the kernel would go on to honour."""
+    try:
+        yield
+    except OSError:
+        drop_attributes(number)
+        raise
+
+
+class modes_told:
+    """Tell the kernel of modes that change by what is done inside, or by what fails there: it would go on to honour a
+    setuid bit that is gone."""
+
+    def __init__(self, files: OpenFiles) -> None:
+        self._files = files
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        while self._files.changed_modes:
+            drop_attributes(self._files.changed_modes.pop())
 
 
 class Operations(pyfuse3.Operations):
@@ -149,7 +169,8 @@ class Operations(pyfuse3.Operations):
             attr.st_atime_ns if fields.update_atime else None,
             attr.st_mtime_ns if fields.update_mtime else None,
         )
-        return self._stat(node, await self._fs.attributes.change(node, changes, fh, ctx))
+        with doubting(inode):
+            return self._stat(node, await self._fs.attributes.change(node, changes, fh, ctx))
 
     @guarded
     def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -207,7 +228,8 @@ class Operations(pyfuse3.Operations):
         node = self._nodes[inode]
         assert isinstance(node, File)
         files = self._fs.files
-        fh: Any = await files.open(node, flags, ctx)
+        with modes_told(files):
+            fh: Any = await files.open(node, flags, ctx)
         return FileInfo(fh=fh, keep_cache=True, direct_io=files.is_direct(fh))
 
     @guarded
@@ -227,9 +249,8 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         files = self._fs.files
-        written = files.write(fh, offset, data)
-        if files.changed_modes:
-            tell_modes(files)
+        with modes_told(files):
+            written = files.write(fh, offset, data)
         stale = files.leaves_stale(fh)
         if stale is not None:
             await send_and_drop_pages(stale)

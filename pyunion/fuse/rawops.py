@@ -30,7 +30,7 @@ from pyunion.fuse import layout, tally, wire
 from pyunion.fuse.backing import Backing
 from pyunion.fuse.guard import errno_of, in_flight
 from pyunion.fuse.layout import Op
-from pyunion.fuse.operations import drop_attributes, drop_name, keep_no_miss, send_and_drop_pages, tell_modes
+from pyunion.fuse.operations import doubting, drop_attributes, drop_name, keep_no_miss, modes_told, send_and_drop_pages
 from pyunion.fuse.repeated import ONLY_LOOK, Repeated
 
 _LOOK_S = 0.5  # between two looks whether a caller that got a signal is dying
@@ -268,7 +268,8 @@ class RawRequests:
             bool(valid & layout.ATIME_NOW),
         )
         handle = fh if valid & layout.SET_BY_HANDLE else None
-        return self._attr(node, await self._fs.attributes.change(node, changes, handle, request))
+        with doubting(request.node):
+            return self._attr(node, await self._fs.attributes.change(node, changes, handle, request))
 
     def _readlink(self, number: int, body: bytes) -> bytes:
         return self._fs.attributes.read_link(self._nodes[number])
@@ -344,7 +345,8 @@ class RawRequests:
         return self._open_now(request, file, flags)
 
     async def _open_now(self, request: Request, file: File, flags: int) -> bytes | int:
-        fd = await self._fs.files.open(file, flags, request)
+        with modes_told(self._fs.files):
+            fd = await self._fs.files.open(file, flags, request)
         # By an id of before only what is reached by no name any more may be read on, as from /proc/PID/fd: the kernel
         # may not have heard yet that another name of the file has to be looked up anew.
         by_name = request.node == file.id or file.aliases is not None
@@ -391,9 +393,8 @@ class RawRequests:
         fh, offset, _, write_flags, _ = layout.WRITE.unpack_from(body)
         files = self._fs.files
         data = memoryview(body)[layout.WRITE.size :]
-        written = files.write(fh, offset, data, bool(write_flags & layout.WRITE_KILLS_SUIDGID))
-        if files.changed_modes:
-            tell_modes(files)
+        with modes_told(files):
+            written = files.write(fh, offset, data, bool(write_flags & layout.WRITE_KILLS_SUIDGID))
         stale = files.leaves_stale(fh)
         if stale is not None:
             await send_and_drop_pages(stale)
@@ -419,14 +420,14 @@ class RawRequests:
 
     async def _fallocate(self, request: Request, body: bytes) -> bytes:
         fh, offset, length, mode = layout.FALLOCATE.unpack_from(body)
-        await self._fs.files.allocate(fh, mode, offset, length, request)
-        tell_modes(self._fs.files)
+        with modes_told(self._fs.files):
+            await self._fs.files.allocate(fh, mode, offset, length, request)
         return b""
 
     async def _copy_file_range(self, request: Request, body: bytes) -> bytes:
         source, offset, target, to, length = layout.COPY_FILE_RANGE.unpack_from(body)
-        copied = await self._fs.files.copy_range(source, offset, target, to, min(length, _RETRY_COPY), request)
-        tell_modes(self._fs.files)
+        with modes_told(self._fs.files):
+            copied = await self._fs.files.copy_range(source, offset, target, to, min(length, _RETRY_COPY), request)
         return layout.WRITTEN.pack(copied, 0)
 
     # -- directories ------------------------------------------------------------------------------------------

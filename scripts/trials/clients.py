@@ -70,7 +70,7 @@ def _kill(home: Home, operation: Operation, states: Sequence[State], number: int
         until(lambda: not more(before, daemon), lambda: f"left open: {more(before, daemon)}")
         if not extension:
             _take_notes_off(at)
-        now = which(home.seen(), states, range(len(states)), times=False)
+        now = which(home.seen(), states, range(len(states)), times=False, setid=operation.setid)
         if left := left_in(home.work):
             raise Lost(f"left in the work directory: {left}")
         if now == 0:

@@ -94,7 +94,7 @@ def _fail(
         if not daemon.says_what_is_left():
             home.require_clean()
         if not operation.indexed:
-            which(home.seen_read_only(), states, end, operation.times)
+            which(home.seen_read_only(), states, end, operation.times, operation.setid)
     except TROUBLE as fault:
         lost = str(fault)
     call = calls[number - 1] if len(calls) >= number else "?"
@@ -116,7 +116,7 @@ def _require_whole(
     home: Home, operation: Operation, states: Sequence[State], allowed: range, daemon: Supervised, before: list[str]
 ) -> range:
     """Raises Lost; the state that the union is in at last."""
-    now = which(home.seen(), states, allowed, operation.times)
+    now = which(home.seen(), states, allowed, operation.times, operation.setid)
     left = left_in(home.work)
     if left and not daemon.says_what_is_left():
         raise Lost(f"left in the work directory: {left}")
@@ -126,7 +126,7 @@ def _require_whole(
         if got:
             raise Lost(f"the operation cannot be made again: {errno.errorcode[got]}")
         now = len(states) - 1
-        which(home.seen(), states, range(now, now + 1), operation.times)
+        which(home.seen(), states, range(now, now + 1), operation.times, operation.setid)
         return range(now, now + 1)
     (home.at / "alive").mkdir()
     (home.at / "alive").rmdir()

@@ -106,6 +106,6 @@ def _kernel_options(operation: Operation) -> tuple[str, ...]:
 
 def _named(who: str, seen: State, states: Sequence[State], allowed: range, operation: Operation) -> int:
     try:
-        return which(seen, states, allowed, operation.times)
+        return which(seen, states, allowed, operation.times, operation.setid)
     except Lost as error:
         raise Lost(f"seen by {who}: {error}") from None

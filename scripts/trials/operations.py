@@ -6,17 +6,20 @@ nothing. Knows no unions: it acts below any directory that holds what `fill` mak
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from errno import EIO
 from pathlib import Path
 from typing import NamedTuple
 
-from pyunion.branch.syscalls import die_with_parent
+from pyunion.branch.syscalls import die_with_parent, fallocate
 from tests.harness.files import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2, write
 
+USER = 1000  # an ordinary one, in no other group than that of this number
 OLD_S = 1_000_000_000  # when everything in the lower branches was changed last: 2001
 # A step whose data are in the kernel's cache: until the next step has succeeded they may be lost with the daemon.
 CACHED = "cached"
@@ -34,6 +37,7 @@ class Operation(NamedTuple):
     times: bool = True  # False where the time of a file moves by itself: by the kernel's cache, or as its data arrive
     told: tuple[str, ...] = ()  # calls that come after the change: where one fails, that is told though it was made
     bare: bool = True  # works without the extension, too
+    setid: bool = False  # it takes setuid and setgid, perhaps before it fails: no change of data leaves them
     indexed: bool = False  # its files are found by the index, which those do not read who take upper as a layer
 
 
@@ -44,6 +48,9 @@ def fill(upper_one: Path, other: Path) -> None:
     for name in ("both/y", "both/deep/z", "below/only", "d/sub/c"):
         write(other / name, f"lowest {name}\n" * 20)
     (upper_one / "exec").chmod(0o6755)
+    write(upper_one / "setid", "of a user's\n" * 20)
+    os.chown(upper_one / "setid", USER, 7)
+    (upper_one / "setid").chmod(0o6777)
     os.setxattr(upper_one / "f", "user.kind", b"text")
     os.setxattr(upper_one / "f", "trusted.kind", b"text")
     with (upper_one / "sparse").open("wb") as file:
@@ -131,6 +138,51 @@ def _errno_of(call: Callable[[], None]) -> int:
             os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return EIO if status < 0 else status
+
+
+def _by_user(call: Callable[[Path], object], kind: str | None = None) -> Callable[[Path], Steps]:
+    """An operation of one step by a process of an ordinary user's."""
+
+    def change(at: Path) -> Steps:
+        def as_user() -> None:
+            os.setgroups([])
+            os.setresgid(USER, USER, USER)
+            os.setresuid(USER, USER, USER)
+            call(at)
+
+        error = _errno_of(as_user)
+        if error:
+            raise OSError(error, os.strerror(error))
+        yield kind
+
+    return change
+
+
+def _with_setid(flags: int, call: Callable[[int], object] = lambda fd: None) -> Callable[[Path], object]:
+    def on_descriptor(at: Path) -> None:
+        fd = os.open(at / "setid", flags)
+        try:
+            call(fd)
+        finally:
+            os.close(fd)
+
+    return on_descriptor
+
+
+def _copied_setid(at: Path) -> None:
+    os.utime(at / "setid", (OLD_S + 500, OLD_S + 501))
+
+
+def _forbidden(at: Path) -> None:
+    fd = os.open(at / "f", os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, _SETFLAGS, struct.pack("=I", _IMMUTABLE | _NOATIME))
+    finally:
+        os.close(fd)
+
+
+def _set_acl(acl: bytes) -> Callable[[Path], object]:
+    return lambda at: os.setxattr(at / "setid", "system.posix_acl_access", acl)
 
 
 def _written_through(at: Path) -> Steps:
@@ -230,6 +282,10 @@ def _rename(old: str, new: str, flags: int = 0) -> Callable[[Path], Steps]:
     return _once(lambda at: renameat2(at / old, at / new, flags))
 
 
+_SETFLAGS, _IMMUTABLE, _NOATIME = 0x40086602, 0x10, 0x80  # FS_IOC_SETFLAGS and flags, in linux/fs.h
+# u::rwx, u:2000:rw-, g::r-x, m::rwx, o::---
+_ACL = bytes.fromhex("0200000001000700ffffffff02000600d007000004000500ffffffff10000700ffffffff20000000ffffffff")
+_OTHER_ACL = _ACL.replace(b"\xd0\x07", b"\xd1\x07")
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 _METACOPY = ("metacopy=on",)
 
@@ -244,6 +300,23 @@ _ON_LINKS = [
     Operation("rename over one of three names", _rename("f", "two")),
     Operation("link one of three names", _once(lambda at: os.link(at / "one", at / "four"))),
 ]  # fmt: skip
+_ON_SETID = [
+    Operation(f"{name}, {of}", _by_user(call, CACHED), before, options, times=False, told=_LOOK, setid=True, bare=bare)
+    for of, before, options in (
+        ("lower", lambda at: None, ()),
+        ("a copy", _copied_setid, ()),
+        ("a metadata-only copy", _copied_setid, _METACOPY),
+    )
+    for name, call, bare in (
+        ("truncate a set-id file", lambda at: os.truncate(at / "setid", 10), True),
+        ("lengthen a set-id file", lambda at: os.truncate(at / "setid", 1000), True),
+        ("truncate an open set-id file", _with_setid(os.O_WRONLY, lambda fd: os.ftruncate(fd, 10)), True),
+        ("open a set-id file with O_TRUNC", _with_setid(os.O_WRONLY | os.O_TRUNC), True),
+        ("open a set-id file to read with O_TRUNC", _with_setid(os.O_RDONLY | os.O_TRUNC), True),
+        ("write to a set-id file", _with_setid(os.O_WRONLY, lambda fd: os.write(fd, b"more")), True),
+        ("allocate in a set-id file", _with_setid(os.O_WRONLY, lambda fd: fallocate(fd, 0, 0, 1000)), False),
+    )
+]
 OPERATIONS = [
     Operation("create", _written("d/new", _CREATE, b"data"), told=_LOOK),
     Operation("create in the root", _written("new", _CREATE, b"data"), told=_LOOK),
@@ -316,5 +389,11 @@ OPERATIONS = [
               _METACOPY, times=False, told=_LOOK),
     Operation("chmod with metacopy", _once(lambda at: (at / "d/a").chmod(0o600)), options=_METACOPY, times=False,
               told=_LOOK),
+    *_ON_SETID,
+    Operation("chown of a set-id file", _once(lambda at: os.chown(at / "setid", 5, 6)), told=_LOOK),
+    Operation("chgrp of a set-id file", _once(lambda at: os.chown(at / "setid", -1, 6)), _copied_setid, told=_LOOK),
+    Operation("set an ACL on a set-id file", _by_user(_set_acl(_ACL)), told=_LOOK),
+    Operation("set another ACL on a set-id file", _by_user(_set_acl(_ACL)), _set_acl(_OTHER_ACL), told=_LOOK),
+    Operation("forbid changes of a file", _once(_forbidden), bare=False),
     *(operation._replace(indexed=True) for operation in _ON_LINKS),
 ]  # fmt: skip

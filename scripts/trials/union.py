@@ -28,6 +28,7 @@ CHANGES = (
     *("chmod", "fchmod", "chown", "fchown", "lchown", "setxattr", "lsetxattr", "fsetxattr", "removexattr"),
     *("lremovexattr", "fremovexattr", "utimensat", "fallocate", "copy_file_range", "ioctl"),
 )
+_SET_ID = 0o6000
 _RECENT_NS = (OLD_S + 1000) * 10**9
 
 
@@ -138,11 +139,14 @@ def options_of_kernel(operation: Operation) -> tuple[str, ...]:
     return tuple(option for option in operation.options if option.startswith("metacopy"))
 
 
-def which(seen: State, states: Sequence[State], allowed: range, times: bool = True) -> int:
-    """Which of the allowed states this is, the last one that fits. Raises Lost.
+def which(seen: State, states: Sequence[State], allowed: range, times: bool = True, setid: bool = False) -> int:
+    """Which of the allowed states this is, the last one that fits. Raises Lost. With `setid`, setuid and setgid may go
+    before anything else does.
 
     The time of a directory in which a copy appears is put back a moment later, so it may be of now as well.
     """
+    if setid:
+        states = [_without_setid(state, seen) for state in states]
     if not times:
         seen, states = _timeless_state(seen), [_timeless_state(state) for state in states]
     nearest: list[str] = []
@@ -154,6 +158,12 @@ def which(seen: State, states: Sequence[State], allowed: range, times: bool = Tr
         if not nearest or len(new) < len(nearest):
             nearest = new
     raise Lost(f"neither old nor new: {nearest[:6]}")
+
+
+def _without_setid(state: State, seen: State) -> State:
+    """A state in which setuid and setgid are gone where they were seen to be."""
+    early = {path: entry._replace(mode=entry.mode & ~_SET_ID) for path, entry in state.items() if path in seen}
+    return state | {path: entry for path, entry in early.items() if entry.mode == seen[path].mode}
 
 
 def _timeless_state(state: State) -> State:
