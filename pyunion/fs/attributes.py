@@ -20,7 +20,7 @@ from pyunion.fs.files import clear_setid
 from pyunion.fs.lookup import attributes
 from pyunion.fs.nodes import CAPABILITIES, Directory, File, Node
 from pyunion.union import marks
-from pyunion.union.ids import Owners, acl_of_mode
+from pyunion.union.ids import Owners
 
 _ACL_ACCESS = b"system.posix_acl_access"
 _ACLS = frozenset({_ACL_ACCESS, b"system.posix_acl_default"})
@@ -211,21 +211,14 @@ class Attributes:
                 raise OSError(EEXIST, os.strerror(EEXIST), name)
 
     def _set_acl(self, where: tuple[int, bytes], value: bytes, caller: Caller) -> None:
-        """An ACL changes the mode, and setgid goes with a change of mode by somebody outside the group, as by chmod.
-        Where it cannot go the ACL is as it was."""
+        """An ACL changes the mode, and setgid goes with a change of mode by somebody outside the group, as by chmod. It
+        goes first, so that it never stands with the new ACL; and is not given back where that fails, as the data may
+        have been changed meanwhile."""
         st = objects.stat(*where)
         stays = not st.st_mode & S_ISGID or is_member(caller, self._owners.gids.shown(st.st_gid))
-        if stays or is_capable(caller, CAP_FSETID):
-            objects.set_xattr(*where, _ACL_ACCESS, value)
-            return
-        before = objects.get_mark(*where, _ACL_ACCESS) or acl_of_mode(st.st_mode)
+        if not (stays or is_capable(caller, CAP_FSETID)):
+            objects.chmod(*where, S_IMODE(st.st_mode) & ~S_ISGID)
         objects.set_xattr(*where, _ACL_ACCESS, value)
-        try:
-            objects.chmod(*where, _mode(*where) & ~S_ISGID)
-        except OSError:
-            with suppress(OSError):
-                objects.set_xattr(*where, _ACL_ACCESS, before)
-            raise
 
     async def remove_xattr(self, node: Node, name: bytes) -> None:
         """Removing what is not there copies nothing up."""

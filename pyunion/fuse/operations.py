@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from errno import ENAMETOOLONG, ENOSYS
 from stat import S_IMODE
 from typing import Any
@@ -52,14 +51,18 @@ def keep_no_miss(directory: Directory, name: bytes) -> None:
     drop_name(directory.ino, name)
 
 
-@contextmanager
-def doubting(number: int) -> Iterator[None]:
+class doubting:
     """For changes of attributes. One that fails may have taken setuid, which the kernel would go on to honour."""
-    try:
-        yield
-    except OSError:
-        drop_attributes(number)
-        raise
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, OSError):
+            drop_attributes(self._number)
 
 
 class modes_told:
@@ -315,7 +318,8 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        await self._fs.attributes.set_xattr(self._nodes[inode], name, value, ctx)
+        with doubting(inode):
+            await self._fs.attributes.set_xattr(self._nodes[inode], name, value, ctx)
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:

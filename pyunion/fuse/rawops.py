@@ -491,8 +491,8 @@ class RawRequests:
     async def _setxattr(self, request: Request, body: bytes) -> bytes:
         size, flags = layout.SETXATTR.unpack_from(body)
         name, _, rest = body[layout.SETXATTR.size :].partition(b"\0")
-        node = self._nodes[request.node]
-        await self._fs.attributes.set_xattr(node, name, rest[:size], request, flags)
+        with doubting(request.node):
+            await self._fs.attributes.set_xattr(self._nodes[request.node], name, rest[:size], request, flags)
         return b""
 
     async def _removexattr(self, number: int, body: bytes) -> bytes:

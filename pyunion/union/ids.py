@@ -25,19 +25,12 @@ _ACL_VERSION_SIZE = 4
 _ACL_ENTRY = struct.Struct("<HHI")
 _ACL_USER = 2
 _ACL_GROUP = 8
-_ACL_OF_MODE = {1: 6, 4: 3, 32: 0}  # the tags of an owner, its group and others; where a mode has their permissions
 
 # File capabilities as an xattr (linux/capability.h): revision and flags, two pairs of sets; in revision 3 also the id
 # of the root user that they are for, which in revision 2 is the real one.
 _CAPS = struct.Struct("<I16s")
 _CAPS_OF_ROOT = struct.Struct("<I16sI")
 _REVISION_MASK, _REVISION_2, _REVISION_3 = 0xFF000000, 0x02000000, 0x03000000
-
-
-def acl_of_mode(mode: int) -> bytes:
-    """An ACL that says no more than a mode. Who sets it gives an object this mode, and no ACL."""
-    entries = (_ACL_ENTRY.pack(tag, mode >> shift & 7, NO_ID) for tag, shift in _ACL_OF_MODE.items())
-    return struct.pack("<I", 2) + b"".join(entries)
 
 
 class Range(NamedTuple):

@@ -392,8 +392,9 @@ OPERATIONS = [
     *_ON_SETID,
     Operation("chown of a set-id file", _once(lambda at: os.chown(at / "setid", 5, 6)), told=_LOOK),
     Operation("chgrp of a set-id file", _once(lambda at: os.chown(at / "setid", -1, 6)), _copied_setid, told=_LOOK),
-    Operation("set an ACL on a set-id file", _by_user(_set_acl(_ACL)), told=_LOOK),
-    Operation("set another ACL on a set-id file", _by_user(_set_acl(_ACL)), _set_acl(_OTHER_ACL), told=_LOOK),
+    Operation("set an ACL on a set-id file", _by_user(_set_acl(_ACL)), told=_LOOK, setid=True),
+    Operation("set another ACL on a set-id file", _by_user(_set_acl(_ACL)), _set_acl(_OTHER_ACL), told=_LOOK,
+              setid=True),
     Operation("forbid changes of a file", _once(_forbidden), bare=False),
     *(operation._replace(indexed=True) for operation in _ON_LINKS),
 ]  # fmt: skip

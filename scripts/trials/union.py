@@ -162,8 +162,10 @@ def which(seen: State, states: Sequence[State], allowed: range, times: bool = Tr
 
 def _without_setid(state: State, seen: State) -> State:
     """A state in which setuid and setgid are gone where they were seen to be."""
-    early = {path: entry._replace(mode=entry.mode & ~_SET_ID) for path, entry in state.items() if path in seen}
-    return state | {path: entry for path, entry in early.items() if entry.mode == seen[path].mode}
+    return {
+        path: entry._replace(mode=entry.mode & (seen[path].mode | ~_SET_ID)) if path in seen else entry
+        for path, entry in state.items()
+    }
 
 
 def _timeless_state(state: State) -> State:
