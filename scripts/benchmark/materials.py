@@ -241,7 +241,7 @@ class Ground:
             self._materials[key] = MAKERS[name](directory, self._sizes, self._source)
         return self._materials[key]
 
-    def top(self, file_system: str = "") -> Path:
+    def top(self, file_system: str) -> Path:
         """A directory on a file system of this type."""
         file_system = file_system or self._usual
         if not file_system:
